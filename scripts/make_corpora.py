@@ -1,0 +1,75 @@
+"""Write the corpora under data/ from their sources, data/simple/grammar.json and data/greetings/greetings.txt.
+
+Deterministic: running it again reproduces the committed files byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+
+from text_diffusion.grammar import Grammar  # noqa: E402  (the package need not be installed)
+
+DATA = ROOT / "data"
+SEED = 20240501
+SIMPLE_TRAIN_LINES = 20_000
+SIMPLE_TEST_LINES = 500
+GREETINGS_TEST_SHARE = 0.1
+
+
+def new_rng(seed: int) -> np.random.Generator:
+    """Return a generator of a named kind, as numpy may change which one default_rng gives."""
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def make_simple(grammar: Grammar, rng: np.random.Generator) -> tuple[list[str], list[str]]:
+    """Draw the training lines, then test lines that are not among them (a test line may occur twice)."""
+    train = grammar.sample(SIMPLE_TRAIN_LINES, rng)
+    known = set(train)
+    test: list[str] = []
+    while len(test) < SIMPLE_TEST_LINES:
+        drawn = grammar.sample(SIMPLE_TEST_LINES - len(test), rng)
+        test += [line for line in drawn if line not in known]
+    return train, test
+
+
+def split_greetings(lines: Sequence[str], rng: np.random.Generator) -> tuple[list[str], list[str]]:
+    """Shuffle the lines and split them into training and test lines."""
+    if len(set(lines)) != len(lines):
+        raise ValueError("the greetings repeat a line, which could then be in both splits")
+    shuffled = [lines[i] for i in rng.permutation(len(lines))]
+    n_test = round(GREETINGS_TEST_SHARE * len(lines))
+    return shuffled[n_test:], shuffled[:n_test]
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Write one line each, ending in a line feed on every platform."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+
+
+def main(out: Path = DATA) -> None:
+    """Write all corpora under the folder out; the sources are always read from data/."""
+    simple_train, simple_test = make_simple(Grammar.load(DATA / "simple" / "grammar.json"), new_rng(SEED))
+    write_lines(out / "simple-train.txt", simple_train)
+    write_lines(out / "simple-test.txt", simple_test)
+    write_lines(out / "simple" / "simple.txt", simple_train + simple_test)
+
+    greetings = (DATA / "greetings" / "greetings.txt").read_text(encoding="utf-8").splitlines()
+    # A stream of its own, so that a change to the grammar leaves the greetings' split as it is.
+    greetings_train, greetings_test = split_greetings(greetings, new_rng(SEED + 1))
+    write_lines(out / "greetings-train.txt", greetings_train)
+    write_lines(out / "greetings-test.txt", greetings_test)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=DATA, help="output folder (default: the repository's data folder)")
+    main(parser.parse_args().out)

@@ -1,0 +1,161 @@
+"""Checkpoints: names, what is in the files, writing them whole, finding the latest, loading without running anything.
+
+    model012345.pt          raw weights after step 12345
+    ema_0.9999_012345.pt    their moving average, one file for each EMA rate
+    opt012345.pt            what resuming needs besides; written last, so that its presence says the set is whole
+
+A weights file is self-contained: weights, settings and tokenizer. The tied weight is stored once, as
+`word_embedding.weight`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from text_diffusion import original
+from text_diffusion.config import DiffusionConfig, ModelConfig, build
+from text_diffusion.errors import UserError
+from text_diffusion.files import project_root, write_atomically
+from text_diffusion.gaussian_diffusion import GaussianDiffusion
+from text_diffusion.modeling import TransformerNetModel
+from text_diffusion.schedules import named_betas
+from text_diffusion.tokenizer import Tokenizer
+
+FORMAT = 1
+TIED = "lm_head.weight"
+
+
+def weights_path(folder: Path, step: int, ema_rate: float | None = None) -> Path:
+    """The weights file of a step: raw, or averaged at a rate."""
+    return folder / (f"model{step:06d}.pt" if ema_rate is None else f"ema_{ema_rate}_{step:06d}.pt")
+
+
+def opt_path(folder: Path, step: int) -> Path:
+    """The file that makes a checkpoint one to resume from."""
+    return folder / f"opt{step:06d}.pt"
+
+
+def resumable_steps(folder: Path) -> list[int]:
+    """Steps with a whole checkpoint, latest first."""
+    steps = [int(found[1]) for p in folder.glob("opt*.pt") if (found := re.fullmatch(r"opt(\d+)\.pt", p.name))]
+    return sorted(steps, reverse=True)
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict on the CPU, the tied weight once."""
+    return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items() if name != TIED}
+
+
+def write(path: Path, contents: dict[str, Any]) -> None:
+    """Save atomically, with the format's version."""
+    write_atomically(path, lambda file: torch.save({"format": FORMAT} | contents, file))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The contents of a `.pt` file, which may hold tensors and plain values only.
+
+    Raises:
+        UserError: it is missing (the message lists those that are there), truncated, foreign or of a later format.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: expected a checkpoint, found {_what_is_there(path)}")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError):
+        raise UserError(
+            f"{path}: expected a whole checkpoint, found a file that is truncated or of another kind; "
+            f"take another one or train again"
+        ) from None
+    if not isinstance(contents, dict):
+        raise UserError(f"{path}: expected a checkpoint, found a saved {type(contents).__name__}")
+    if contents.get("format", FORMAT) > FORMAT:
+        raise UserError(f"{path}: expected format {FORMAT}, found {contents['format']}: update the program")
+    return contents
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a weights file holds, ready to use."""
+
+    model: TransformerNetModel
+    diffusion: GaussianDiffusion
+    tokenizer: Tokenizer
+    sequence_len: int
+    info: dict[str, Any]
+
+
+def load_weights(path: Path, device: torch.device, tokenizer: str = "") -> Weights:
+    """Build model, process and tokenizer from a weights file, ours or the original's.
+
+    Args:
+        path: the file.
+        device: where the model goes.
+        tokenizer: path of a vocabulary file; needed for the original's weights, otherwise it must be the file's own.
+
+    Raises:
+        UserError: see `read`; or the file holds no weights, or the tokenizer is not the one it was trained with.
+    """
+    contents = read(path)
+    given = Tokenizer.from_file(Path(tokenizer)) if tokenizer else None
+    if original.is_original(contents):
+        if given is None:
+            raise UserError(f"{path}: weights of the original carry no vocabulary; give its file as --tokenizer FILE")
+        contents = original.convert_file(contents, path, given.to_json())
+    missing = {"state", "model", "diffusion", "sequence_len", "tokenizer"} - contents.keys()
+    if missing:
+        hint = "; sample from the model*.pt or ema_*.pt file beside it" if "optimizer" in contents else ""
+        raise UserError(f"{path}: expected a weights file, found one without {', '.join(sorted(missing))}{hint}")
+    own = Tokenizer.from_json(contents["tokenizer"], str(path))
+    if given is not None and given.backend.get_vocab() != own.backend.get_vocab():
+        raise UserError(f"{tokenizer}: expected the tokenizer that {path} was trained with, found another vocabulary")
+
+    rows = contents["state"]["word_embedding.weight"].shape[0]
+    if own.vocab_size != rows:
+        raise UserError(f"{path}: expected a vocabulary of {rows} tokens, found a tokenizer with {own.vocab_size}")
+    positions = contents["state"]["position_embeddings.weight"].shape[0]
+    with torch.device("meta"):  # no time spent on random weights that are about to be replaced
+        model = TransformerNetModel(build(ModelConfig, contents["model"]), rows, positions)
+    load_state(model, contents["state"], path)
+    diffusion_config = build(DiffusionConfig, contents["diffusion"])
+    diffusion = GaussianDiffusion(
+        named_betas(diffusion_config.noise_schedule, diffusion_config.diffusion_steps),
+        device,
+        time_scale=contents.get("time_scale"),
+    )
+    info = {name: value for name, value in contents.items() if name not in ("state", "tokenizer")}
+    return Weights(model.to(device).eval(), diffusion, own, contents["sequence_len"], info)
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Put a stored state dict into a model, tie restored.
+
+    Raises:
+        UserError: names or shapes do not fit.
+    """
+    try:
+        model.load_state_dict(state | {TIED: state["word_embedding.weight"]}, assign=_on_meta(model))
+    except (RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{source}: the weights do not fit the model: {reason}") from None
+    if isinstance(model, TransformerNetModel):
+        model.lm_head.weight = model.word_embedding.weight
+
+
+def _on_meta(model: nn.Module) -> bool:
+    return next(model.parameters()).is_meta
+
+
+def _what_is_there(path: Path) -> str:
+    beside = sorted(p.name for p in path.parent.glob("*.pt") if not p.name.startswith("opt"))
+    if beside:
+        return f"only these in {path.parent}: {', '.join(beside)}"
+    root = project_root()
+    others = sorted(str(p.relative_to(root)) for p in root.glob("ckpts/*/*.pt") if not p.name.startswith("opt"))
+    return f"none there; there are {', '.join(others)}" if others else "none; `bash scripts/run_train.sh` makes some"

@@ -1,0 +1,203 @@
+"""Every setting: its name, type, default and half a sentence. The command line and the saved settings derive from it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, NoReturn, TypeVar, get_type_hints
+
+from text_diffusion.errors import UserError
+from text_diffusion.schedules import SCHEDULES
+
+T = TypeVar("T", bound="Options")
+
+
+def option(
+    default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, choices: Sequence[str] = ()
+) -> Any:
+    """A dataclass field that is also a flag."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": tuple(choices)})
+
+
+class Options:
+    """Base of the settings below: checks ranges and choices when built."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):  # type: ignore[arg-type]
+            value, limits = getattr(self, f.name), f.metadata
+            for number in value if isinstance(value, tuple) else (value,):
+                in_range = not isinstance(number, (int, float)) or limits["low"] <= number <= limits["high"]
+                if not in_range or (isinstance(number, float) and not math.isfinite(number)):
+                    raise UserError(f"--{f.name} must be {_range(limits['low'], limits['high'])}, found {number}")
+            if limits["choices"] and value not in limits["choices"]:
+                raise UserError(f"--{f.name} must be one of {', '.join(limits['choices'])}, found {value!r}")
+
+
+@dataclass(frozen=True)
+class ModelConfig(Options):
+    """The denoiser (`modeling`)."""
+
+    in_channel: int = option(32, "D, size of the word embeddings that are diffused", low=1)
+    hidden_size: int = option(128, "H, width of the transformer", low=1)
+    num_layers: int = option(3, "transformer layers", low=1)
+    num_heads: int = option(4, "attention heads; they share H", low=1)
+    num_channels: int = option(128, "size of the sinusoidal time embedding", low=2)
+    activation: str = option("relu", "activation of the feed-forward layers", choices=("relu", "gelu"))
+    norm: str = option("pre", "layer norm before each sub-layer, or after it as in BERT", choices=("pre", "post"))
+    dropout: float = option(0.0, "dropout probability", low=0.0, high=0.95)
+    self_condition: bool = option(True, "the denoiser also sees its previous estimate of x_0")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hidden_size % self.num_heads:
+            raise UserError(
+                f"--hidden_size must be a multiple of --num_heads ({self.num_heads}), found {self.hidden_size}"
+            )
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {},
+    # The original's shape: BERT-base with exact GELU, and the learning rate that goes with it.
+    "base": {
+        "in_channel": 128,
+        "hidden_size": 768,
+        "num_layers": 12,
+        "num_heads": 12,
+        "activation": "gelu",
+        "dropout": 0.1,
+        "lr": 1e-4,
+    },
+}
+
+
+@dataclass(frozen=True)
+class DiffusionConfig(Options):
+    """The forward process (`gaussian_diffusion`) and which t to train on (`timesteps`)."""
+
+    diffusion_steps: int = option(2000, "T, steps of the forward process", low=1, high=1_000_000)
+    noise_schedule: str = option("sqrt", "named beta schedule", choices=tuple(SCHEDULES))
+    schedule_sampler: str = option("uniform", "which t to train on", choices=("uniform", "loss-second-moment"))
+
+
+@dataclass(frozen=True)
+class DataConfig(Options):
+    """Text to batches (`corpus`, `data`)."""
+
+    dataset: str = option("simple", "a name under data/, or the path of a text file, one sentence a line")
+    train_txt_path: str = option("", "training text, instead of the dataset's")
+    val_txt_path: str = option("", "held-out text, instead of the dataset's")
+    tokenizer: str = option("word-level", "word-level, byte-level, or the path of a tokenizer's JSON file")
+    sequence_len: int = option(0, "L, tokens in a sentence; 0: the longest of the corpus, at most 128", low=0)
+    long_lines: str = option(
+        "truncate", "what to do with a sentence longer than L", choices=("truncate", "drop", "error")
+    )
+
+
+@dataclass(frozen=True)
+class TrainConfig(Options):
+    """The training loop (`train`)."""
+
+    steps: int = option(4000, "where the run ends", low=1)
+    batch_size: int = option(128, "sentences a step, over all micro-batches", low=1)
+    microbatch: int = option(0, "sentences in memory at once; 0: the whole batch", low=0)
+    lr: float = option(2e-3, "peak learning rate", low=0.0)
+    warmup_steps: int = option(100, "steps of linear warm-up, before the linear anneal to 0", low=0)
+    weight_decay: float = option(0.0, "AdamW's weight decay", low=0.0)
+    gradient_clipping: float = option(1.0, "largest gradient norm; 0: no clipping", low=0.0)
+    ema_rate: tuple[float, ...] = option((0.9999,), "EMA rates, separated by commas", low=0.0, high=1.0)
+    seed: int = option(102, "seed of everything random", low=0)
+    log_interval: int = option(50, "steps between rows of metrics.jsonl", low=1)
+    eval_interval: int = option(500, "steps between validations, each with a few samples; 0: never", low=0)
+    save_interval: int = option(1000, "steps between checkpoints", low=1)
+    checkpoint_path: str = option("", "folder of the run; ckpts/DATASET if not given")
+    track: str = option("none", "also log to this service", choices=("none", "tensorboard", "wandb"))
+    device: str = option("auto", "auto, cpu, cuda or mps", choices=("auto", "cpu", "cuda", "mps"))
+    gpu: str = option("all", "GPUs to use, separated by commas, or all")
+    precision: str = option("float32", "arithmetic of the network", choices=("float32", "bf16"))
+    compile: bool = option(False, "compile the network with torch.compile (a minute at the start)")
+
+
+@dataclass(frozen=True)
+class SampleConfig(Options):
+    """Sampling (`sample`)."""
+
+    model_name_or_path: str = option("", "weights file (model*.pt or ema_*.pt)")
+    steps: int = option(20, "network calls, 1..T", low=-math.inf)
+    num_samples: int = option(10, "sentences to write", low=1)
+    out_dir: str = option("", "folder for the samples; the weights file's if not given")
+    batch_size: int = option(0, "sentences at once; 0: chosen", low=0)
+    top_p: float = option(0.0, "truncate all noise to |z| <= TOP_P; 0: off", low=0.0)
+    clamp: str = option("no_clamp", "clamp: round x_0 to the nearest words at each step", choices=("no_clamp", "clamp"))
+    clamp_start: int = option(0, "with --clamp clamp: from this t of 1..T downwards; 0: at every step", low=0)
+    sequence_len: int = option(0, "tokens in a sentence; 0: the weights file's", low=0)
+    seed: int = option(10708, "seed of the noise", low=0)
+    format: str = option("txt", "txt: a sentence a line; jsonl: with seed, steps and weights", choices=("txt", "jsonl"))
+    show: int = option(4, "sentences shown in the making", low=0)
+    tokenizer: str = option("", "vocabulary file, for a weights file of the original that carries none")
+    device: str = option("auto", "auto, cpu, cuda or mps", choices=("auto", "cpu", "cuda", "mps"))
+    gpu: str = option("all", "GPUs to use, separated by commas, or all")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence, and whose flags are never abbreviated."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(allow_abbrev=False, **arguments)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `{self.prog} --help` lists the flags")
+
+
+def add_options(parser: argparse.ArgumentParser, *groups: type[Options]) -> None:
+    """A flag for each field of the groups; flags that are not given leave no trace in the namespace."""
+    for group in groups:
+        section = parser.add_argument_group((group.__doc__ or "").splitlines()[0].rstrip("."))
+        types = get_type_hints(group)
+        for f in fields(group):  # type: ignore[arg-type]
+            default = "" if f.default in ("", MISSING) else f" (default {_shown(f.default)})"
+            section.add_argument(
+                f"--{f.name}",
+                type=_CONVERTERS[types[f.name]],
+                default=argparse.SUPPRESS,
+                choices=f.metadata["choices"] or None,
+                nargs="?" if types[f.name] is bool else None,
+                const=True if types[f.name] is bool else None,
+                metavar=None if f.metadata["choices"] else types[f.name].__name__.upper(),
+                help=(f.metadata["help"] + default).replace("%", "%%"),
+            )
+
+
+def build(group: type[T], *sources: dict[str, Any]) -> T:
+    """Settings from dictionaries, later ones first in rank; names that are not the group's are passed over."""
+    names = {f.name for f in fields(group)}  # type: ignore[arg-type]
+    merged = {name: value for source in sources for name, value in source.items() if name in names}
+    return group(**merged)
+
+
+def _boolean(text: str) -> bool:
+    words = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"expected True or False, found {text!r}")
+    return words[text.lower()]
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, found {text!r}") from None
+
+
+_CONVERTERS: dict[Any, Any] = {int: int, float: float, str: str, bool: _boolean, tuple[float, ...]: _floats}
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _range(low: float, high: float) -> str:
+    if high == math.inf:
+        return f"at least {low:g}"
+    return f"between {low:g} and {high:g}"

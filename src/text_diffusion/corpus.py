@@ -1,0 +1,129 @@
+"""Which text a run learns from: a dataset by name, or any text file, split into training and held-out lines."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from text_diffusion import tokenizer as tokenizers
+from text_diffusion.config import DataConfig
+from text_diffusion.errors import UserError
+from text_diffusion.files import project_root, read_lines, write_atomically
+from text_diffusion.randomness import Stream, mix
+from text_diffusion.tokenizer import KINDS, Tokenizer
+
+HELD_OUT_SHARE = 0.05
+HELD_OUT_LINES = 500  # at most
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Training and held-out lines, where they came from, and where a tokenizer for them belongs."""
+
+    name: str
+    train: list[str]
+    held_out: list[str]
+    source: str
+    held_out_source: str
+    vocab_folder: Path
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the training lines or their order change."""
+        return hashlib.sha256("\n".join(self.train).encode()).hexdigest()[:16]
+
+
+def dataset_name(config: DataConfig) -> str:
+    """The name of a dataset, also of one that is given as a file: its name without the ending."""
+    return Path(config.dataset).stem if _is_file(config.dataset) else config.dataset
+
+
+def load(config: DataConfig, run_folder: Path) -> Corpus:
+    """Find and read the lines of a dataset; a file of one's own is split, and the parts are written to the run's folder.
+
+    Raises:
+        UserError: there is no such dataset, or a file cannot be read.
+    """
+    data, name = project_root() / "data", dataset_name(config)
+    own_file = _is_file(config.dataset) or bool(config.train_txt_path)
+    if config.train_txt_path:
+        train_path = Path(config.train_txt_path)
+    elif _is_file(config.dataset):
+        train_path = Path(config.dataset)
+    else:
+        train_path = data / f"{config.dataset}-train.txt"
+        if not train_path.is_file():
+            raise UserError(_unknown_dataset(config.dataset, data))
+
+    train = read_lines(train_path)
+    test_path = Path(config.val_txt_path) if config.val_txt_path else data / f"{name}-test.txt"
+    if config.val_txt_path or (not own_file and test_path.is_file()):
+        held_out = read_lines(test_path)
+        _warn_of_leakage(train, held_out)
+    else:
+        test_path = run_folder / f"{name}-test.txt"
+        train, held_out = split(train)
+        print(f"{train_path}: {len(train)} lines to train on, {len(held_out)} different ones held out", file=sys.stderr)
+        for part, lines in (("train", train), ("test", held_out)):
+            _write_lines(run_folder / f"{name}-{part}.txt", lines)
+    return Corpus(name, train, held_out, str(train_path), str(test_path), run_folder if own_file else data / name)
+
+
+def split(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Training and held-out lines: 5 % of the distinct lines, at most 500, none of which is in both parts.
+
+    Lines that differ only in case or spacing count as the same. With a single distinct line nothing is held out.
+    """
+    distinct = {_same(line): line for line in lines}
+    count = min(HELD_OUT_LINES, int(np.ceil(HELD_OUT_SHARE * len(distinct))), len(distinct) - 1)
+    order = np.random.default_rng(mix(Stream.SPLIT)).permutation(len(distinct))
+    keys = list(distinct)
+    chosen = {keys[i] for i in order[:count]}
+    return [line for line in lines if _same(line) not in chosen], [distinct[key] for key in keys if key in chosen]
+
+
+def find_tokenizer(config: DataConfig, corpus: Corpus) -> Tokenizer:
+    """The tokenizer of a dataset, trained from the training text, with a line saying so, where it is missing."""
+    if config.tokenizer not in KINDS:
+        return Tokenizer.from_file(Path(config.tokenizer))
+    path = corpus.vocab_folder / f"{config.tokenizer}-vocab.json"
+    if path.is_file():
+        return Tokenizer.from_file(path)
+    trained = tokenizers.train_kind(config.tokenizer, corpus.train)
+    tokenizers.save(trained, path)
+    print(f"{path}: trained a {config.tokenizer} tokenizer, {trained.vocab_size} tokens", file=sys.stderr)
+    return trained
+
+
+def _is_file(dataset: str) -> bool:
+    """A name under data/ wins over a file of that name in the working directory."""
+    if (project_root() / "data" / f"{dataset}-train.txt").is_file():
+        return False
+    return "/" in dataset or Path(dataset).suffix != "" or Path(dataset).is_file()
+
+
+def _unknown_dataset(name: str, data: Path) -> str:
+    known = sorted(path.name.removesuffix("-train.txt") for path in data.glob("*-train.txt"))
+    return f"DATASET must be the path of a text file or one of {', '.join(known) or '(none)'} in {data}, found {name!r}"
+
+
+def _same(line: str) -> str:
+    return " ".join(line.split()).casefold()
+
+
+def _warn_of_leakage(train: Sequence[str], held_out: Sequence[str]) -> None:
+    seen = {_same(line) for line in train}
+    copies = sum(_same(line) in seen for line in held_out)
+    if copies:
+        print(f"warning: {copies} of {len(held_out)} held-out lines are also in the training text", file=sys.stderr)
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    text = "".join(line + "\n" for line in lines).encode()
+    if not path.is_file() or path.read_bytes() != text:
+        write_atomically(path, lambda file: file.write(text))

@@ -1,0 +1,77 @@
+"""Lines to ids of one fixed length, ids to endless seeded batches that can be entered at any step."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from text_diffusion.errors import UserError
+from text_diffusion.randomness import Stream, mix
+from text_diffusion.tokenizer import Tokenizer
+
+LONGEST_CHOSEN = 128  # sequence_len 0 does not let one long line make every sentence expensive
+
+
+def choose_length(encoded: Sequence[Sequence[int]]) -> int:
+    """The longest sentence, [CLS] and [SEP] included, but at most LONGEST_CHOSEN."""
+    return min(max(map(len, encoded)), LONGEST_CHOSEN)
+
+
+def fit(encoded: Sequence[list[int]], length: int, tokenizer: Tokenizer, long_lines: str, source: str) -> Tensor:
+    """Sentences of any length to one tensor (N, L) int64, padded with [PAD]; [SEP] stays when one is cut.
+
+    Raises:
+        UserError: a sentence is longer than L and `long_lines` is "error", or none is left after "drop".
+    """
+    too_long = [i for i, ids in enumerate(encoded) if len(ids) > length]
+    if too_long:
+        first = too_long[0]
+        what = (
+            f"{source}: {len(too_long)} of {len(encoded)} sentences are longer than --sequence_len {length}, the first"
+            f" in line {first + 1} with {len(encoded[first])} tokens"
+        )
+        if long_lines == "error":
+            raise UserError(f"{what}; raise --sequence_len, or take --long_lines truncate or drop")
+        done = "cut" if long_lines == "truncate" else "left out"
+        print(f"warning: {what}; {done} (--long_lines {long_lines})", file=sys.stderr)
+    if long_lines == "drop":
+        encoded = [ids for ids in encoded if len(ids) <= length]
+        if not encoded:
+            raise UserError(f"{source}: expected sentences of at most {length} tokens, found only longer ones")
+    table = np.full((len(encoded), length), tokenizer.pad_id, dtype=np.int64)
+    for row, ids in zip(table, encoded, strict=True):
+        kept = ids if len(ids) <= length else [*ids[: length - 1], tokenizer.sep_id]
+        row[: len(kept)] = kept
+    return torch.from_numpy(table)
+
+
+class Batches:
+    """An endless stream of batches over a corpus (N, L), a new order each epoch; batch `step` is always the same.
+
+    The stream runs through epoch after epoch without gaps, so that a corpus smaller than a batch works too.
+    """
+
+    def __init__(self, ids: Tensor, batch_size: int, seed: int) -> None:
+        self.ids = ids
+        self.batch_size = batch_size
+        self.seed = seed
+        self._orders: dict[int, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
+
+    def batch(self, step: int) -> Tensor:
+        """The ids of batch number `step`, (B, L)."""
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, places = np.divmod(positions, len(self.ids))
+        rows = np.concatenate([self._order(int(e))[places[epochs == e]] for e in np.unique(epochs)])
+        return self.ids[torch.from_numpy(rows).to(self.ids.device)]
+
+    def _order(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        if epoch not in self._orders:
+            if len(self._orders) > 1:
+                self._orders.clear()  # only the present epoch and, across its end, the next are ever needed
+            rng = np.random.default_rng(mix(self.seed, Stream.ORDER, epoch))
+            self._orders[epoch] = rng.permutation(len(self.ids))
+        return self._orders[epoch]

@@ -1,0 +1,37 @@
+"""How a command ends: every error that a user can cause is one sentence, with an exit status that is not 0."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+
+class UserError(ValueError):
+    """Something that the user can mend; its message says what was expected, what was found and what to do."""
+
+
+class Interrupted(Exception):
+    """The user pressed Ctrl-C (or the system sent SIGTERM); the message says what was saved and how to go on."""
+
+
+def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
+    """Run a command's ``main`` and return its exit status: 0, 1 after an error, 130 after Ctrl-C."""
+    try:
+        main(argv)
+        sys.stdout.flush()
+    except UserError as error:
+        return _end(f"error: {error}", 1)
+    except Interrupted as interruption:
+        return _end(str(interruption), 130)
+    except KeyboardInterrupt:
+        return _end("interrupted", 130)
+    except BrokenPipeError:  # `... | head`: the reader has gone, so nothing can be said and nothing more is flushed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def _end(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
+    return status

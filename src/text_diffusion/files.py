@@ -1,0 +1,81 @@
+"""Reading text with clear errors, writing files whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from text_diffusion.errors import UserError
+
+SOURCE_ROOT = Path(__file__).resolve().parents[2]
+
+
+def project_root() -> Path:
+    """The clone that holds data/ and ckpts/, or the working directory when the package is installed elsewhere."""
+    return SOURCE_ROOT if (SOURCE_ROOT / "scripts" / "run_train.sh").is_file() else Path.cwd()
+
+
+def read_lines(path: Path) -> list[str]:
+    """The non-blank lines of a UTF-8 text, without line ends, trailing white space and byte-order mark.
+
+    Only a newline ends a line: tabs, quotes and the rest of Unicode are text.
+
+    Raises:
+        UserError: the file is missing, unreadable, empty, binary or not UTF-8.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: expected a text file, one sentence a line, found: {error.strerror}") from None
+    if b"\0" in raw:
+        raise UserError(f"{path}: expected text, found a binary file (a zero byte at offset {raw.index(0)})")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: expected UTF-8, found byte 0x{raw[error.start]:02x} in line {number}") from None
+    lines = [line.rstrip() for line in text.split("\n")]
+    lines = [line for line in lines if line]
+    if not lines:
+        raise UserError(f"{path}: expected sentences, one a line, found an empty file")
+    return lines
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file under a temporary name in the same folder, flush it to disk, then rename it.
+
+    Raises:
+        UserError: it cannot be written (no such folder, no permission, no space); nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be written: {reason}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def check_writable(folder: Path) -> None:
+    """Find out now, not after the work, whether files can be written to a folder; makes it if it is missing.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
+    probe = folder / f".writable.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{folder}: expected a folder to write to, found: {error.strerror}") from None

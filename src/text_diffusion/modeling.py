@@ -1,0 +1,143 @@
+"""The denoiser f(x_t, t) -> x_0: token, position and time embeddings, a transformer encoder, a tied head.
+
+Shapes: x (B, L, D), h (B, L, H), ids (B, L), t (B,), heads are written A and have H / A entries each.
+
+Two shapes of encoder. `norm="post"` is BERT's (Devlin et al. 2018; the original's denoiser): LN(h + sublayer(h)).
+`norm="pre"` is h + sublayer(LN(h)) with one more LN at the end (Xiong et al. 2020, arXiv 2002.04745).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from text_diffusion.config import ModelConfig
+
+LAYER_NORM_EPS = 1e-12  # BERT's
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+
+
+class TransformerNetModel(nn.Module):
+    """f: predicts the clean embeddings x_0 of every position from x_t, all of them attending to all.
+
+    Pads are tokens like others: they are attended to and predicted, in training as in sampling.
+
+    Args:
+        config: sizes and choices.
+        vocab_size: V.
+        sequence_len: largest L.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, sequence_len: int) -> None:
+        super().__init__()
+        D, H, C = config.in_channel, config.hidden_size, config.num_channels
+        self.config = config
+        self.sequence_len = sequence_len
+
+        self.word_embedding = nn.Embedding(vocab_size, D)
+        self.lm_head = nn.Linear(D, vocab_size)
+        self.lm_head.weight = self.word_embedding.weight  # tied: what a word is, is how it is recognised
+
+        inputs = 2 * D if config.self_condition else D
+        self.time_embed = nn.Sequential(nn.Linear(C, 4 * C), nn.SiLU(), nn.Linear(4 * C, H))
+        self.input_up_proj = nn.Sequential(nn.Linear(inputs, H), nn.Tanh(), nn.Linear(H, H))
+        self.position_embeddings = nn.Embedding(sequence_len, H)
+        self.LayerNorm = nn.LayerNorm(H, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
+        self.final_norm = nn.LayerNorm(H, eps=LAYER_NORM_EPS) if config.norm == "pre" else nn.Identity()
+        self.output_down_proj = nn.Sequential(nn.Linear(H, H), nn.Tanh(), nn.Linear(H, D))
+
+    def get_embeds(self, input_ids: Tensor) -> Tensor:
+        """E(w), ids (B, L) -> (B, L, D)."""
+        embeds: Tensor = self.word_embedding(input_ids)
+        return embeds
+
+    def get_logits(self, x: Tensor) -> Tensor:
+        """Scores of every word at every position, (B, L, D) -> (B, L, V)."""
+        logits: Tensor = self.lm_head(x)
+        return logits
+
+    def forward(self, x_t: Tensor, timesteps: Tensor, x_self: Tensor | None = None) -> Tensor:
+        """Predict x_0.
+
+        Args:
+            x_t: (B, L, D), L <= sequence_len.
+            timesteps: (B,) float, rescaled to 0..1000 whatever T is.
+            x_self: (B, L, D), the previous estimate of x_0 (Analog Bits, arXiv 2208.04202); zeros if there is none.
+        """
+        if self.config.self_condition:
+            x_t = torch.cat([x_t, torch.zeros_like(x_t) if x_self is None else x_self], dim=-1)  # (B, L, 2D)
+        time = self.time_embed(timestep_embedding(timesteps, self.config.num_channels))  # (B, H)
+        h = self.input_up_proj(x_t) + self.position_embeddings.weight[: x_t.shape[1]] + time[:, None]  # (B, L, H)
+        h = self.dropout(self.LayerNorm(h))
+        for layer in self.layers:
+            h = layer(h)
+        x_start: Tensor = self.output_down_proj(self.final_norm(h))  # (B, L, D)
+        return x_start
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and a feed-forward network, each with a residual connection and a layer norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        H = config.hidden_size
+        self.config = config
+        self.qkv = nn.Linear(H, 3 * H)
+        self.attention_output = nn.Linear(H, H)
+        self.attention_norm = nn.LayerNorm(H, eps=LAYER_NORM_EPS)
+        self.intermediate = nn.Linear(H, 4 * H)
+        self.output = nn.Linear(4 * H, H)
+        self.output_norm = nn.LayerNorm(H, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(B, L, H) -> (B, L, H)."""
+        if self.config.norm == "pre":
+            h = h + self.attention(self.attention_norm(h))
+            return h + self.feed_forward(self.output_norm(h))
+        h = self.attention_norm(h + self.attention(h))
+        normed: Tensor = self.output_norm(h + self.feed_forward(h))
+        return normed
+
+    def attention(self, h: Tensor) -> Tensor:
+        """Multi-head attention of every position to every position (Vaswani et al. 2017, section 3.2)."""
+        B, L, H = h.shape
+        A = self.config.num_heads
+        q, k, v = self.qkv(h).view(B, L, 3, A, H // A).permute(2, 0, 3, 1, 4)  # each (B, A, L, H / A)
+        mixed = dot_product_attention(q, k, v, self.config.dropout if self.training else 0.0)
+        out: Tensor = self.dropout(self.attention_output(mixed.transpose(1, 2).reshape(B, L, H)))
+        return out
+
+    def feed_forward(self, h: Tensor) -> Tensor:
+        """Two linear maps with the activation between them."""
+        out: Tensor = self.dropout(self.output(ACTIVATIONS[self.config.activation](self.intermediate(h))))
+        return out
+
+
+def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for q, k, v (B, A, L, d).
+
+    torch's fused kernels pay on a GPU and for long sentences; for short ones on a CPU the plain formula is faster
+    (benchmarks/attention.py finds the crossing).
+    """
+    if q.device.type != "cpu" or q.shape[2] > LONGEST_PLAIN:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    weights = torch.softmax(q @ k.transpose(2, 3) * (1 / math.sqrt(q.shape[3])), dim=-1)
+    return F.dropout(weights, dropout) @ v
+
+
+LONGEST_PLAIN = 64
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Cosines and sines of t at geometrically spaced frequencies, (B,) -> (B, dim) (Vaswani et al. 2017, section 3.5)."""
+    half = dim // 2
+    freqs = torch.exp(-math.log(max_period) / half * torch.arange(half, device=timesteps.device, dtype=torch.float32))
+    angles = timesteps[:, None].float() * freqs
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, dim % 2))

@@ -1,0 +1,192 @@
+"""A training run: everything that is decided before the first step, for a new run or for one that goes on."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from text_diffusion import config as settings
+from text_diffusion import corpus as corpora
+from text_diffusion.config import DataConfig, DiffusionConfig, ModelConfig, TrainConfig
+from text_diffusion.data import Batches, choose_length, fit
+from text_diffusion.distributed import pick_device
+from text_diffusion.ema import EMA
+from text_diffusion.errors import UserError
+from text_diffusion.files import check_writable, project_root
+from text_diffusion.gaussian_diffusion import GaussianDiffusion
+from text_diffusion.modeling import TransformerNetModel
+from text_diffusion.randomness import Stream, mix
+from text_diffusion.schedules import named_betas
+from text_diffusion.state import TrainState, find_checkpoint
+from text_diffusion.timesteps import TIMESTEP_SAMPLERS
+from text_diffusion.tokenizer import Tokenizer
+
+GROUPS = (ModelConfig, DiffusionConfig, DataConfig, TrainConfig)
+# Settings that a run keeps for life: with another value it would not be the same run.
+FIXED = {
+    *ModelConfig.__dataclass_fields__,
+    *DiffusionConfig.__dataclass_fields__,
+    *("tokenizer", "sequence_len", "long_lines", "batch_size", "seed", "ema_rate"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that training needs and does not change."""
+
+    folder: Path
+    model_config: ModelConfig
+    diffusion_config: DiffusionConfig
+    data_config: DataConfig
+    config: TrainConfig
+    device: torch.device
+    diffusion: GaussianDiffusion
+    tokenizer: Tokenizer
+    batches: Batches
+    held_out: Tensor | None
+    fingerprint: str
+    id: str
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """The four groups of settings as plain values."""
+        return {
+            "model": asdict(self.model_config),
+            "diffusion": asdict(self.diffusion_config),
+            "data": asdict(self.data_config),
+            "train": asdict(self.config),
+        }
+
+    def save(self, state: TrainState) -> Path:
+        """Write a checkpoint; returns the weights file to sample from: the first EMA, or else the raw weights."""
+        tokenizer = self.tokenizer.to_json()
+        about = self.settings | {"sequence_len": self.data_config.sequence_len, "tokenizer": tokenizer}
+        extra = {"settings": self.settings, "tokenizer": tokenizer, "fingerprint": self.fingerprint}
+        return state.save(self.folder, self.id, about, extra)[:2][-1]
+
+
+def prepare(given: dict[str, Any]) -> tuple[Run, TrainState]:
+    """Build a run, new or to go on with, from the flags that were given.
+
+    Raises:
+        UserError: a setting, a file or the folder will not do; nothing has been trained yet.
+    """
+    data_config = settings.build(DataConfig, given)
+    name = corpora.dataset_name(data_config)
+    folder = Path(given.get("checkpoint_path") or project_root() / "ckpts" / name)
+    check_writable(folder)
+    opt = find_checkpoint(folder)
+    saved: dict[str, Any] = {}
+    if opt is not None:
+        for group in opt["settings"].values():
+            saved |= group
+        check_same_run(given, saved, folder)
+    saved.pop("checkpoint_path", None)
+    model_config = settings.build(ModelConfig, saved, given)
+    diffusion_config = settings.build(DiffusionConfig, saved, given)
+    data_config = settings.build(DataConfig, saved, given)
+    config = settings.build(TrainConfig, saved, given)
+    device = pick_device(config.device, config.gpu)
+    if config.microbatch % 2:
+        raise UserError(f"--microbatch must be even, found {config.microbatch}")
+
+    corpus = corpora.load(data_config, folder)
+    if opt is not None and opt["fingerprint"] != corpus.fingerprint:
+        raise UserError(
+            f"{corpus.source}: expected the text that the run in {folder} was started with, found another; "
+            "give --checkpoint_path another folder to start a new run"
+        )
+    tokenizer = corpora.find_tokenizer(data_config, corpus)
+    if opt is not None and tokenizer.backend.get_vocab() != Tokenizer.from_json(opt["tokenizer"]).backend.get_vocab():
+        raise UserError(
+            f"expected the tokenizer that the run in {folder} was started with, found another vocabulary "
+            f"(trained again, perhaps); give --checkpoint_path another folder to start a new run"
+        )
+    data_config, train_ids, held_out = encode(data_config, corpus, tokenizer)
+
+    run = Run(
+        folder=folder,
+        model_config=model_config,
+        diffusion_config=diffusion_config,
+        data_config=data_config,
+        config=config,
+        device=device,
+        diffusion=GaussianDiffusion(
+            named_betas(diffusion_config.noise_schedule, diffusion_config.diffusion_steps), device
+        ),
+        tokenizer=tokenizer,
+        batches=Batches(train_ids.to(device), config.batch_size, config.seed),
+        held_out=None if held_out is None else held_out.to(device),
+        fingerprint=corpus.fingerprint,
+        id=opt["run"] if opt else uuid.uuid4().hex,
+    )
+    state = new_state(run)
+    if opt is not None:
+        resume(run, state, opt, saved)
+    return run, state
+
+
+def encode(
+    config: DataConfig, corpus: corpora.Corpus, tokenizer: Tokenizer
+) -> tuple[DataConfig, Tensor, Tensor | None]:
+    """Sentences to ids of one length, which is chosen here if the settings leave it open; reports unknown words."""
+    train, held_out = tokenizer.encode(corpus.train), tokenizer.encode(corpus.held_out)
+    length = config.sequence_len or choose_length(train + held_out)
+    if length < 3:
+        raise UserError(f"--sequence_len must be at least 3 ([CLS], a word, [SEP]), found {length}")
+    print(
+        f"{corpus.name}: {len(train)} training and {len(held_out)} held-out sentences of up to {length} tokens, "
+        f"{tokenizer.vocab_size} in the vocabulary; unknown words: {tokenizer.unknown_share(train):.2%} in training, "
+        f"{tokenizer.unknown_share(held_out):.2%} held out",
+        file=sys.stderr,
+    )
+    ids = fit(train, length, tokenizer, config.long_lines, corpus.source)
+    held = fit(held_out, length, tokenizer, config.long_lines, corpus.held_out_source) if held_out else None
+    return replace(config, sequence_len=length), ids, held
+
+
+def new_state(run: Run) -> TrainState:
+    """Freshly initialised weights, averages and optimizer."""
+    torch.manual_seed(mix(run.config.seed, Stream.INIT))
+    model = TransformerNetModel(run.model_config, run.tokenizer.vocab_size, run.data_config.sequence_len)
+    model = model.to(run.device).train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=run.config.lr, weight_decay=run.config.weight_decay, fused=run.device.type != "mps"
+    )
+    sampler = TIMESTEP_SAMPLERS[run.diffusion_config.schedule_sampler](run.diffusion.num_timesteps)
+    return TrainState(model, [EMA(model, rate) for rate in run.config.ema_rate], optimizer, sampler)
+
+
+def resume(run: Run, state: TrainState, opt: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Restore the state of a run that was stopped, and say so.
+
+    Raises:
+        UserError: the run is already further than STEPS.
+    """
+    state.restore(run.folder, opt)
+    steps = run.config.steps
+    if state.step > steps:
+        raise UserError(f"STEPS must be at least {state.step}, where the run in {run.folder} is, found {steps}")
+    print(f"going on from step {state.step} of the run in {run.folder}", file=sys.stderr)
+    if steps != saved["steps"]:
+        print(f"STEPS was {saved['steps']} and is {steps}: the learning-rate schedule changed", file=sys.stderr)
+
+
+def check_same_run(given: dict[str, Any], saved: dict[str, Any], folder: Path) -> None:
+    """Refuse settings that the run in the folder was not started with.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for name in sorted(FIXED & given.keys()):
+        if given[name] != saved[name] and not (name == "sequence_len" and given[name] == 0):
+            raise UserError(
+                f"the run in {folder} was started with --{name} {saved[name]}, found {given[name]}; "
+                "give --checkpoint_path another folder to start a new run"
+            )

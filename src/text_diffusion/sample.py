@@ -1,0 +1,108 @@
+"""Sampling from the command line: sentences shown as the noise leaves them, then written to a file.
+
+python -m text_diffusion.sample --model_name_or_path CKPT          (`bash scripts/text_sample.sh CKPT` calls this)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from text_diffusion import config as settings
+from text_diffusion import errors
+from text_diffusion.config import SampleConfig
+from text_diffusion.display import Display
+from text_diffusion.distributed import check_single_process
+from text_diffusion.errors import UserError
+from text_diffusion.files import check_writable, write_atomically
+from text_diffusion.generation import TextDiffusion, load
+
+PRINTED = 10  # sentences on standard output; the file has them all
+
+
+def output_path(config: SampleConfig, steps: int) -> Path:
+    """OUT_DIR/CKPTNAME.samples_N.steps-S.clamp-C.seed-R.txt."""
+    weights = Path(config.model_name_or_path)
+    folder = Path(config.out_dir) if config.out_dir else weights.parent
+    name = f"{weights.stem}.samples_{config.num_samples}.steps-{steps}.clamp-{config.clamp}.seed-{config.seed}"
+    return folder / f"{name}.{config.format}"
+
+
+def generate(model: TextDiffusion, config: SampleConfig) -> list[str]:
+    """Sample in batches; the first sentences are shown in the making."""
+    sentences: list[str] = []
+    size = config.batch_size or model.choose_batch_size(config.num_samples)
+    calls = -(-config.num_samples // size) * config.steps
+    with tqdm(total=calls, unit="call", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False) as bar:
+        for start in range(0, config.num_samples, size):
+            stop = min(start + size, config.num_samples)
+            display = Display(model, min(config.show, stop - start) if start == 0 else 0, config.steps, bar)
+            for step in model.denoising(
+                start,
+                stop,
+                steps=config.steps,
+                seed=config.seed,
+                sequence_len=config.sequence_len or None,
+                top_p=config.top_p or None,
+                clamp=config.clamp == "clamp",
+                clamp_start=config.clamp_start or None,
+            ):
+                display.show(step)
+                bar.update()
+            sentences += model.decode(step.pred_xstart)
+    return sentences
+
+
+def contents(sentences: Sequence[str], config: SampleConfig) -> bytes:
+    """The text of the output file, plain or as JSON lines."""
+    lines = list(sentences)
+    if config.format == "jsonl":
+        about = {"seed": config.seed, "steps": config.steps, "weights": Path(config.model_name_or_path).name}
+        lines = [json.dumps({"text": text, "index": i, **about}, ensure_ascii=False) for i, text in enumerate(lines)]
+    return "".join(line + "\n" for line in lines).encode()
+
+
+def free_name(path: Path, text: bytes) -> Path:
+    """`path`, or, when it holds something else already, the first of path.2, path.3, ... that does not."""
+    number, candidate = 1, path
+    while candidate.is_file() and candidate.read_bytes() != text:
+        number += 1
+        candidate = path.with_name(f"{path.stem}.{number}{path.suffix}")
+    if candidate != path:
+        print(f"{path.name} is there already, from other settings, and stays as it is", file=sys.stderr)
+    return candidate
+
+
+def command(argv: Sequence[str] | None) -> None:
+    """Parse, load, sample, write."""
+    parser = settings.Parser(prog="text-diffusion sample", description="Write sentences with a trained model.")
+    settings.add_options(parser, SampleConfig)
+    config = settings.build(SampleConfig, vars(parser.parse_args(argv)))
+    check_single_process()
+    if not config.model_name_or_path:
+        raise UserError("CKPT must name a weights file (--model_name_or_path), found nothing")
+    model = load(config.model_name_or_path, device=config.device, gpu=config.gpu, tokenizer=config.tokenizer)
+    path = output_path(config, config.steps)
+    check_writable(path.parent)
+    sentences = generate(model, config)
+    text = contents(sentences, config)
+    path = free_name(path, text)
+    write_atomically(path, lambda file: file.write(text))
+    for sentence in sentences[:PRINTED]:
+        print(sentence)
+    if len(sentences) > PRINTED:
+        print(f"... and {len(sentences) - PRINTED} more")
+    print(f"written the decoded output to {path}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return errors.run(command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

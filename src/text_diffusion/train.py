@@ -1,0 +1,192 @@
+"""Training: parse, build, loop.
+
+python -m text_diffusion.train --dataset simple          (`bash scripts/run_train.sh simple` calls this)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from text_diffusion import config as settings
+from text_diffusion import errors
+from text_diffusion.config import TrainConfig
+from text_diffusion.distributed import check_single_process
+from text_diffusion.errors import Interrupted, UserError
+from text_diffusion.files import write_atomically
+from text_diffusion.generation import TextDiffusion
+from text_diffusion.losses import Noise, diffusion_lm_loss
+from text_diffusion.meter import Meter
+from text_diffusion.randomness import Stream, draw, mix, uniform
+from text_diffusion.run import GROUPS, Run, prepare
+from text_diffusion.state import TrainState
+from text_diffusion.tracking import Tracker, clock
+from text_diffusion.validation import validate
+
+COMING = ("init_pretrained", "pretrained_embeddings", "freeze_embeddings")  # the script's arguments pass through
+
+
+def train(run: Run, state: TrainState) -> None:
+    """Train from `state.step` to `run.config.steps`, logging, validating and saving on the way.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; the step under way was finished and saved.
+        UserError: the loss is not finite, or a checkpoint cannot be written.
+    """
+    config = run.config
+    network: Any = torch.compile(state.model, dynamic=False) if config.compile else state.model
+    tracker = Tracker(run.folder, config.track, run.settings, state.step, config.steps)
+    meter = Meter(run)
+    saved_at = None
+    try:
+        with signals() as stopped:
+            while state.step < config.steps:
+                meter.add(*train_step(run, state, network))
+                tracker.advance()
+                last = state.step == config.steps or bool(stopped)
+                saving = last or state.step % config.save_interval == 0
+                if saving or state.step % config.log_interval == 0:
+                    row = meter.row(state)
+                    tracker.log(row)
+                    tracker.status(row, config.steps)
+                if config.eval_interval and (state.step % config.eval_interval == 0 or state.step == config.steps):
+                    evaluate(run, state, tracker)
+                    meter.restart_clock()
+                if saving:
+                    saved_at = run.save(state)
+                    meter.restart_clock()
+                if stopped and state.step < config.steps:
+                    raise Interrupted(
+                        f"stopped at step {state.step} of {config.steps} and saved in {run.folder}; "
+                        "run the same command again to go on"
+                    )
+    finally:
+        tracker.close()
+    assert saved_at is not None, "the last step saves"
+    print(f"{config.steps} steps, {clock(state.seconds)} of training", file=sys.stderr)
+    print(f"written the weights to {saved_at}")
+
+
+def train_step(run: Run, state: TrainState, network: Any) -> tuple[dict[str, Tensor], Tensor]:
+    """One step on the global batch, micro-batch by micro-batch: gradient, clipping, AdamW, EMA.
+
+    Returns:
+        The terms of the loss by name, each (B,) on the device, with `t` among them; the gradient norm before clipping.
+    """
+    config, seed, step = run.config, run.config.seed, state.step
+    B, shape = config.batch_size, (run.data_config.sequence_len, run.model_config.in_channel)
+    if run.model_config.dropout:
+        torch.manual_seed(mix(seed, Stream.DROPOUT, step))
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+
+    input_ids = run.batches.batch(step)  # (B, L)
+    t, weights = state.timestep_sampler.sample(draw(uniform, (seed, Stream.TRAIN, step, 1), 0, B, (), run.device))
+    parts: list[dict[str, Tensor]] = []
+    micro = config.microbatch or B
+    for start in range(0, B, micro):
+        part = slice(start, min(start + micro, B))
+        noise = Noise.draw((seed, Stream.TRAIN, step, 0), part.start, part.stop, shape, run.device)
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            terms = diffusion_lm_loss(network, run.diffusion, input_ids[part], t[part], noise)
+        loss = terms.total(weights[part])
+        torch.autograd.backward(loss.sum() / B)  # each micro-batch by its share, so that cutting the batch changes nothing
+        parts.append({"loss": loss.detach(), **{name: term.detach() for name, term in vars(terms).items()}})
+
+    grad_norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.gradient_clipping or math.inf)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    for ema in state.emas:
+        ema.update()
+    state.step += 1
+    values = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+    state.timestep_sampler.update(t, values["mse"])
+    return values | {"t": t}, grad_norm
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up over the first steps, times a linear anneal to 0 at the end of the run."""
+    warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+    return config.lr * warm * (1 - step / config.steps)
+
+
+def evaluate(run: Run, state: TrainState, tracker: Tracker) -> None:
+    """Validate the first EMA (or the raw weights) on held-out text, and let it write a few sentences."""
+    model: Any = state.emas[0].model if state.emas else state.model
+    model.eval()
+    if run.held_out is not None:
+        row = validate(model, run.diffusion, run.held_out)
+        tracker.log({"step": state.step, **row})
+        tracker.say(f"step {state.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
+    writer = TextDiffusion(model, run.diffusion, run.tokenizer, run.data_config.sequence_len, {})
+    steps = min(20, run.diffusion.num_timesteps)
+    for sentence in writer.sample(4, steps=steps):
+        tracker.say(f"    {sentence}")
+    state.model.train()
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """Catch SIGINT and SIGTERM: the list fills when one comes. A second Ctrl-C interrupts at once."""
+    received: list[int] = []
+
+    def handler(number: int, frame: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def parse(argv: Sequence[str] | None) -> dict[str, Any]:
+    """The flags that were given, by name, those that --size stands for included."""
+    parser = settings.Parser(prog="text-diffusion train", description="Train a diffusion model on a text.")
+    parser.add_argument("--size", choices=tuple(settings.SIZES), help="a named set of sizes; single flags beat it")
+    for name in COMING:
+        parser.add_argument(f"--{name}", default="False", metavar="False", help="not supported yet")
+    settings.add_options(parser, *GROUPS)
+    given = vars(parser.parse_args(argv))
+    for name in COMING:
+        if given.pop(name).lower() != "false":
+            raise UserError(f"--{name} expects False (pretrained weights are not supported yet), found another value")
+    size = given.pop("size")
+    return (settings.SIZES[size] if size else {}) | given
+
+
+def command(argv: Sequence[str] | None) -> None:
+    """Parse, build, print and save the settings, train."""
+    given = parse(argv)
+    check_single_process()
+    run, state = prepare(given)
+    text = json.dumps(run.settings, indent=2) + "\n"
+    write_atomically(run.folder / "training_args.json", lambda file: file.write(text.encode()))
+    parameters = sum(p.numel() for p in state.model.parameters())
+    print(
+        f"{parameters:,} parameters on {run.device}; settings in {run.folder / 'training_args.json'}", file=sys.stderr
+    )
+    if state.step == run.config.steps:
+        print(f"the run in {run.folder} is complete at step {state.step}; a larger STEPS extends it", file=sys.stderr)
+        return
+    train(run, state)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return errors.run(command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

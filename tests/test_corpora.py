@@ -1,0 +1,247 @@
+"""The committed corpora are what the script writes, and the grammar's exact figures agree with sampling."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from text_diffusion.grammar import Grammar
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data"
+WRITTEN = [
+    "simple-train.txt",
+    "simple-test.txt",
+    "simple/simple.txt",
+    "greetings-train.txt",
+    "greetings-test.txt",
+]
+N = 10_000  # the sample size at which models are judged
+
+
+def read_lines(name: str) -> list[str]:
+    return (DATA / name).read_text(encoding="utf-8").splitlines()
+
+
+@pytest.fixture(scope="module")
+def grammar() -> Grammar:
+    return Grammar.load(DATA / "simple" / "grammar.json")
+
+
+@pytest.fixture(scope="module")
+def ideal_samples(grammar: Grammar) -> list[list[str]]:
+    rng = np.random.default_rng(0)
+    return [grammar.sample(N, rng) for _ in range(10)]
+
+
+@pytest.fixture(scope="module")
+def rewritten(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    spec = importlib.util.spec_from_file_location("make_corpora", ROOT / "scripts" / "make_corpora.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    out = tmp_path_factory.mktemp("corpora")
+    script.main(out)
+    return out
+
+
+# The files
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_committed_file_is_what_the_script_writes(rewritten: Path, name: str) -> None:
+    assert (rewritten / name).read_bytes() == (DATA / name).read_bytes()
+
+
+def test_script_writes_nothing_else(rewritten: Path) -> None:
+    written = {path.relative_to(rewritten).as_posix() for path in rewritten.rglob("*") if path.is_file()}
+    assert written == set(WRITTEN)
+
+
+def test_simple_splits() -> None:
+    train, test = read_lines("simple-train.txt"), read_lines("simple-test.txt")
+    assert (len(train), len(test)) == (20_000, 500)
+    assert not set(train) & set(test)
+    assert read_lines("simple/simple.txt") == train + test
+
+
+def test_every_simple_line_parses(grammar: Grammar) -> None:
+    assert all(grammar.parse(line) for line in read_lines("simple/simple.txt"))
+
+
+def test_greetings_splits() -> None:
+    source = read_lines("greetings/greetings.txt")
+    train, test = read_lines("greetings-train.txt"), read_lines("greetings-test.txt")
+    assert len(set(source)) == len(source)
+    assert sorted(train + test) == sorted(source)
+    assert not set(train) & set(test)
+    assert len(test) == pytest.approx(0.1 * len(source), abs=1)
+
+
+def test_greetings_are_short_and_share_their_words() -> None:
+    def words(line: str) -> list[str]:
+        return re.findall(r"\w+", line)
+
+    train, test = read_lines("greetings-train.txt"), read_lines("greetings-test.txt")
+    assert all(re.fullmatch(r"[A-Z][A-Za-z ,?!.]*[.?!]", line) and 3 <= len(words(line)) <= 12 for line in train + test)
+    assert {word for line in test for word in words(line)} <= {word for line in train for word in words(line)}
+
+
+def test_grammar_words(grammar: Grammar) -> None:
+    words = [word for slot in grammar.slots.values() for word in slot]
+    assert [len(slot) for slot in grammar.slots.values()] == [10, 93, 54]
+    assert len(set(words)) == len(words)
+    assert all(re.fullmatch("[a-z]+", word) for word in words)
+    for slot in grammar.slots.values():
+        weights = 1 / (np.arange(1, len(slot) + 1) + 5)
+        np.testing.assert_allclose(list(slot.values()), weights / weights.sum(), rtol=1e-5)
+
+
+# Sentences
+
+
+def test_parse_inverts_the_template(grammar: Grammar) -> None:
+    assert grammar.parse("The red apple is rotten.") == {"color": "red", "food": "apple", "state": "rotten"}
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The red apple is very rotten.",
+        "the red apple is rotten.",
+        "The red Apple is rotten.",
+        "The red apple is rotten",
+        "The red apple is rotten!",
+        "The red  apple is rotten.",
+        "The red apple is rotten. ",
+        "The red apple is rotten.\n",
+        " The red apple is rotten.",
+        "The red apple is red.",
+        "The apple red is rotten.",
+        "The red apples is rotten.",
+        "",
+    ],
+)
+def test_parse_rejects_near_misses(grammar: Grammar, sentence: str) -> None:
+    assert grammar.parse(sentence) is None
+    assert grammar.log2_prob(sentence) == -math.inf
+
+
+def test_parse_takes_template_and_words_literally() -> None:
+    grammar = Grammar("({x}) {y}? {x}*", {"y": {"a": 1, "a b": 1, "a.": 1}, "x": {"1+1": 1, "1": 1}})
+    assert grammar.parse("(1+1) a b? 1+1*") == {"y": "a b", "x": "1+1"}
+    assert grammar.parse("(1) a.? 1*") == {"y": "a.", "x": "1"}
+    assert grammar.parse("(1) ab? 1*") is None
+    assert grammar.parse("(1) a? 1+1*") is None
+    assert all(grammar.parse(sentence) for sentence in grammar.sample(20, np.random.default_rng(0)))
+
+
+def test_sample_is_reproducible(grammar: Grammar) -> None:
+    first, second, other = (grammar.sample(50, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert first == second != other
+    assert grammar.sample(0, np.random.default_rng(0)) == []
+
+
+# Exact figures against sampling
+
+
+def test_entropy(grammar: Grammar, ideal_samples: list[list[str]]) -> None:
+    assert grammar.entropy_bits() == pytest.approx(14.759, abs=5e-4)
+    bits = [-grammar.log2_prob(sentence) for sentence in ideal_samples[0]]
+    assert np.mean(bits) == pytest.approx(grammar.entropy_bits(), abs=5 * float(np.std(bits)) / math.sqrt(N))
+
+
+def test_log2_prob_matches_frequencies() -> None:
+    grammar = Grammar("{a} {b}", {"a": {"x": 3, "y": 1}, "b": {"p": 5, "q": 4, "r": 1}})
+    counts = Counter(grammar.sample(N, np.random.default_rng(3)))
+    assert len(counts) == 6
+    assert math.fsum(2 ** grammar.log2_prob(sentence) for sentence in counts) == pytest.approx(1)
+    for sentence, count in counts.items():
+        p = 2 ** grammar.log2_prob(sentence)
+        assert count / N == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / N))
+
+
+def test_zero_probability_word() -> None:
+    grammar = Grammar("{a}", {"a": {"x": 1, "never": 0}})
+    assert grammar.log2_prob("never") == -math.inf
+    assert (grammar.entropy_bits(), grammar.expected_unique(4), grammar.log2_prob("x")) == (0, 0.25, 0)
+
+
+def test_expected_unique(grammar: Grammar, ideal_samples: list[list[str]]) -> None:
+    expected = grammar.expected_unique(N)
+    shares = [len(set(sample)) / N for sample in ideal_samples]
+    assert expected == pytest.approx(0.781, abs=5e-4)
+    # One draw's standard deviation is 0.0033, so the mean of ten has 0.0011.
+    assert np.mean(shares) == pytest.approx(expected, abs=0.005)
+    assert grammar.expected_unique(1) == pytest.approx(1)
+    with pytest.raises(ValueError, match="at least one sample"):
+        grammar.expected_unique(0)
+
+
+def test_expected_novel(grammar: Grammar, ideal_samples: list[list[str]]) -> None:
+    train = read_lines("simple-train.txt")
+    known = set(train)
+    expected = grammar.expected_novel(train)
+    shares = [np.mean([sentence not in known for sentence in sample]) for sample in ideal_samples]
+    assert np.mean(shares) == pytest.approx(expected, abs=0.01)
+    assert grammar.expected_novel([]) == 1
+    assert grammar.expected_novel([*train, *train, "Not a sentence of the grammar."]) == pytest.approx(expected)
+
+
+def test_slot_kl_of_ideal_samples(grammar: Grammar, ideal_samples: list[list[str]]) -> None:
+    floor = (10 + 93 + 54 - 3) / (2 * N * math.log(2))
+    assert floor == pytest.approx(0.011, abs=2e-4)
+    # One draw's standard deviation is 0.0012 bit, so the mean of ten has 0.0004.
+    assert np.mean([grammar.slot_kl_bits(sample) for sample in ideal_samples]) == pytest.approx(floor, abs=0.002)
+
+
+def test_slot_kl_of_poor_samples(grammar: Grammar, ideal_samples: list[list[str]]) -> None:
+    sample = ideal_samples[0]
+    assert 20 < grammar.slot_kl_bits(["The red apple is rotten."] * N) < 100
+    assert grammar.slot_kl_bits([line.replace("red", "pink") for line in sample]) > 1
+    assert grammar.slot_kl_bits([*sample, "Not a sentence."]) == grammar.slot_kl_bits(sample)
+    assert math.isnan(grammar.slot_kl_bits(["Not a sentence."]))
+
+
+# Malformed files
+
+
+def test_load_normalises(tmp_path: Path) -> None:
+    path = tmp_path / "grammar.json"
+    path.write_text(json.dumps({"template": "{a}!", "slots": {"a": {"x": 3, "y": 1}}}), encoding="utf-8")
+    assert Grammar.load(path) == Grammar("{a}!", {"a": {"x": 0.75, "y": 0.25}})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "grammar.json: "),
+        ("[]", "expected a JSON object"),
+        ('{"slots": {"a": {"x": 1}}}', 'missing "template"'),
+        ('{"template": "{a}"}', 'missing "slots"'),
+        ('{"template": "{a}", "slots": {"a": {}}}', "slot 'a' has no words"),
+        ('{"template": "{a}", "slots": {"a": ["x"]}}', "slot 'a' must map words to probabilities"),
+        ('{"template": "{a}", "slots": {"a": {"x": -1, "y": 2}}}', "the probability of 'x' is negative"),
+        ('{"template": "{a}", "slots": {"a": {"x": "1"}}}', "not a finite number"),
+        ('{"template": "{a}", "slots": {"a": {"x": NaN}}}', "not a finite number"),
+        ('{"template": "{a}", "slots": {"a": {"x": 0}}}', "sum to zero"),
+        ('{"template": "{a}", "slots": {"a": {"": 1}}}', "empty word"),
+        ('{"template": "{a} {b}", "slots": {"a": {"x": 1}}}', "slots that are not given: b"),
+        ('{"template": "{a}", "slots": {"a": {"x": 1}, "b": {"y": 1}}}', "does not use: b"),
+        ('{"template": "{a", "slots": {"a": {"x": 1}}}', "stray brace"),
+        ('{"template": "a", "slots": {}}', "names no slot"),
+    ],
+)
+def test_load_rejects_malformed_files(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "grammar.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Grammar.load(path)
