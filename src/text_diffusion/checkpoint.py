@@ -75,8 +75,8 @@ def read(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(contents, dict):
         raise UserError(f"{path}: expected a checkpoint, found a saved {type(contents).__name__}")
-    if contents.get("format", FORMAT) > FORMAT:
-        raise UserError(f"{path}: expected format {FORMAT}, found {contents['format']}: update the program")
+    if contents.get("format", FORMAT) != FORMAT:
+        raise UserError(f"{path}: expected format {FORMAT}, found {contents['format']!r}: update the program")
     return contents
 
 
@@ -115,22 +115,25 @@ def load_weights(path: Path, device: torch.device, tokenizer: str = "") -> Weigh
     own = Tokenizer.from_json(contents["tokenizer"], str(path))
     if given is not None and given.backend.get_vocab() != own.backend.get_vocab():
         raise UserError(f"{tokenizer}: expected the tokenizer that {path} was trained with, found another vocabulary")
+    try:
+        return _assemble(contents, own, device, path)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{path}: expected a weights file, found one whose contents do not fit ({error})") from None
 
-    rows = contents["state"]["word_embedding.weight"].shape[0]
-    if own.vocab_size != rows:
-        raise UserError(f"{path}: expected a vocabulary of {rows} tokens, found a tokenizer with {own.vocab_size}")
-    positions = contents["state"]["position_embeddings.weight"].shape[0]
+
+def _assemble(contents: dict[str, Any], tokenizer: Tokenizer, device: torch.device, path: Path) -> Weights:
+    """Model and process from the contents of a weights file."""
+    state, diffusion_config = contents["state"], build(DiffusionConfig, contents["diffusion"])
+    rows, positions = state["word_embedding.weight"].shape[0], state["position_embeddings.weight"].shape[0]
+    if tokenizer.vocab_size != rows:
+        raise UserError(f"{path}: expected a tokenizer with {rows} tokens, found one with {tokenizer.vocab_size}")
     with torch.device("meta"):  # no time spent on random weights that are about to be replaced
         model = TransformerNetModel(build(ModelConfig, contents["model"]), rows, positions)
-    load_state(model, contents["state"], path)
-    diffusion_config = build(DiffusionConfig, contents["diffusion"])
-    diffusion = GaussianDiffusion(
-        named_betas(diffusion_config.noise_schedule, diffusion_config.diffusion_steps),
-        device,
-        time_scale=contents.get("time_scale"),
-    )
+    load_state(model, state, path)
+    betas = named_betas(diffusion_config.noise_schedule, diffusion_config.diffusion_steps)
+    diffusion = GaussianDiffusion(betas, device, time_scale=contents.get("time_scale"))
     info = {name: value for name, value in contents.items() if name not in ("state", "tokenizer")}
-    return Weights(model.to(device).eval(), diffusion, own, contents["sequence_len"], info)
+    return Weights(model.to(device).eval(), diffusion, tokenizer, contents["sequence_len"], info)
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:

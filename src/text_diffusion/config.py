@@ -89,10 +89,15 @@ class DataConfig(Options):
     train_txt_path: str = option("", "training text, instead of the dataset's")
     val_txt_path: str = option("", "held-out text, instead of the dataset's")
     tokenizer: str = option("word-level", "word-level, byte-level, or the path of a tokenizer's JSON file")
-    sequence_len: int = option(0, "L, tokens in a sentence; 0: the longest of the corpus, at most 128", low=0)
+    sequence_len: int = option(0, "L, tokens in a sentence; 0: what 99.9 % of them fit in, at most 128", low=0)
     long_lines: str = option(
         "truncate", "what to do with a sentence longer than L", choices=("truncate", "drop", "error")
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sequence_len in (1, 2):
+            raise UserError(f"--sequence_len must be at least 3 ([CLS], a word, [SEP]), found {self.sequence_len}")
 
 
 @dataclass(frozen=True)
@@ -118,17 +123,22 @@ class TrainConfig(Options):
     precision: str = option("float32", "arithmetic of the network", choices=("float32", "bf16"))
     compile: bool = option(False, "compile the network with torch.compile (a minute at the start)")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.microbatch % 2:  # every second sentence of the batch is self-conditioned
+            raise UserError(f"--microbatch must be even, found {self.microbatch}")
+
 
 @dataclass(frozen=True)
 class SampleConfig(Options):
     """Sampling (`sample`)."""
 
     model_name_or_path: str = option("", "weights file (model*.pt or ema_*.pt)")
-    steps: int = option(20, "network calls, 1..T", low=-math.inf)
+    steps: int = option(20, "network calls, 1..T (default at most T)")
     num_samples: int = option(10, "sentences to write", low=1)
     out_dir: str = option("", "folder for the samples; the weights file's if not given")
     batch_size: int = option(0, "sentences at once; 0: chosen", low=0)
-    top_p: float = option(0.0, "truncate all noise to |z| <= TOP_P; 0: off", low=0.0)
+    top_p: float = option(0.0, "truncate the noise of each step to |z| <= TOP_P; 0: off", low=0.0)
     clamp: str = option("no_clamp", "clamp: round x_0 to the nearest words at each step", choices=("no_clamp", "clamp"))
     clamp_start: int = option(0, "with --clamp clamp: from this t of 1..T downwards; 0: at every step", low=0)
     sequence_len: int = option(0, "tokens in a sentence; 0: the weights file's", low=0)

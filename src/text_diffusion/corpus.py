@@ -28,14 +28,23 @@ class Corpus:
     name: str
     train: list[str]
     held_out: list[str]
-    source: str
-    held_out_source: str
+    source: Path
+    held_out_source: Path
     vocab_folder: Path
+    was_split: bool
 
     @property
     def fingerprint(self) -> str:
         """Changes when the training lines or their order change."""
         return hashlib.sha256("\n".join(self.train).encode()).hexdigest()[:16]
+
+    def save_parts(self, folder: Path) -> None:
+        """Write the two parts of a text that was split here, for whoever wants to see or use them."""
+        for part, lines in (("train", self.train), ("test", self.held_out)):
+            text = "".join(line + "\n" for line in lines).encode()
+            path = folder / f"{self.name}-{part}.txt"
+            if not path.is_file() or path.read_bytes() != text:
+                write_atomically(path, lambda file, text=text: file.write(text))  # type: ignore[misc]
 
 
 def dataset_name(config: DataConfig) -> str:
@@ -44,34 +53,32 @@ def dataset_name(config: DataConfig) -> str:
 
 
 def load(config: DataConfig, run_folder: Path) -> Corpus:
-    """Find and read the lines of a dataset; a file of one's own is split, and the parts are written to the run's folder.
+    """Find and read the lines of a dataset; a text without a held-out part is split. Writes nothing.
 
     Raises:
         UserError: there is no such dataset, or a file cannot be read.
     """
     data, name = project_root() / "data", dataset_name(config)
-    own_file = _is_file(config.dataset) or bool(config.train_txt_path)
-    if config.train_txt_path:
-        train_path = Path(config.train_txt_path)
-    elif _is_file(config.dataset):
-        train_path = Path(config.dataset)
-    else:
-        train_path = data / f"{config.dataset}-train.txt"
-        if not train_path.is_file():
-            raise UserError(_unknown_dataset(config.dataset, data))
+    train_path, test_path = data / f"{name}-train.txt", data / f"{name}-test.txt"
+    own_file = bool(config.train_txt_path) or _is_file(config.dataset)
+    if own_file:
+        train_path = Path(config.train_txt_path or config.dataset)
+    elif not train_path.is_file():
+        raise UserError(_unknown_dataset(name, data))
+    if config.val_txt_path:
+        test_path = Path(config.val_txt_path)
 
     train = read_lines(train_path)
-    test_path = Path(config.val_txt_path) if config.val_txt_path else data / f"{name}-test.txt"
-    if config.val_txt_path or (not own_file and test_path.is_file()):
+    was_split = not config.val_txt_path and (own_file or not test_path.is_file())
+    if was_split:
+        train, held_out = split(train)
+        test_path = run_folder / f"{name}-test.txt"
+        print(f"{train_path}: {len(train)} lines to train on, {len(held_out)} different ones held out", file=sys.stderr)
+    else:
         held_out = read_lines(test_path)
         _warn_of_leakage(train, held_out)
-    else:
-        test_path = run_folder / f"{name}-test.txt"
-        train, held_out = split(train)
-        print(f"{train_path}: {len(train)} lines to train on, {len(held_out)} different ones held out", file=sys.stderr)
-        for part, lines in (("train", train), ("test", held_out)):
-            _write_lines(run_folder / f"{name}-{part}.txt", lines)
-    return Corpus(name, train, held_out, str(train_path), str(test_path), run_folder if own_file else data / name)
+    vocab_folder = run_folder if own_file else data / name
+    return Corpus(name, train, held_out, train_path, test_path, vocab_folder, was_split)
 
 
 def split(lines: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -87,17 +94,20 @@ def split(lines: Sequence[str]) -> tuple[list[str], list[str]]:
     return [line for line in lines if _same(line) not in chosen], [distinct[key] for key in keys if key in chosen]
 
 
-def find_tokenizer(config: DataConfig, corpus: Corpus) -> Tokenizer:
-    """The tokenizer of a dataset, trained from the training text, with a line saying so, where it is missing."""
+def find_tokenizer(config: DataConfig, corpus: Corpus) -> tuple[Tokenizer, Path | None]:
+    """The tokenizer of a dataset; where it is missing, one trained from the training text, and where to save it.
+
+    Raises:
+        UserError: the file is not a tokenizer.
+    """
     if config.tokenizer not in KINDS:
-        return Tokenizer.from_file(Path(config.tokenizer))
+        return Tokenizer.from_file(Path(config.tokenizer)), None
     path = corpus.vocab_folder / f"{config.tokenizer}-vocab.json"
     if path.is_file():
-        return Tokenizer.from_file(path)
+        return Tokenizer.from_file(path), None
     trained = tokenizers.train_kind(config.tokenizer, corpus.train)
-    tokenizers.save(trained, path)
     print(f"{path}: trained a {config.tokenizer} tokenizer, {trained.vocab_size} tokens", file=sys.stderr)
-    return trained
+    return trained, path
 
 
 def _is_file(dataset: str) -> bool:
@@ -121,9 +131,3 @@ def _warn_of_leakage(train: Sequence[str], held_out: Sequence[str]) -> None:
     copies = sum(_same(line) in seen for line in held_out)
     if copies:
         print(f"warning: {copies} of {len(held_out)} held-out lines are also in the training text", file=sys.stderr)
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    text = "".join(line + "\n" for line in lines).encode()
-    if not path.is_file() or path.read_bytes() != text:
-        write_atomically(path, lambda file: file.write(text))

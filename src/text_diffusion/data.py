@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 
@@ -13,12 +14,15 @@ from text_diffusion.errors import UserError
 from text_diffusion.randomness import Stream, mix
 from text_diffusion.tokenizer import Tokenizer
 
-LONGEST_CHOSEN = 128  # sequence_len 0 does not let one long line make every sentence expensive
+# A chosen length does not let a few long lines make every sentence expensive.
+LONGEST_CHOSEN = 128
+SHARE_CHOSEN = 0.999
 
 
 def choose_length(encoded: Sequence[Sequence[int]]) -> int:
-    """The longest sentence, [CLS] and [SEP] included, but at most LONGEST_CHOSEN."""
-    return min(max(map(len, encoded)), LONGEST_CHOSEN)
+    """A length that SHARE_CHOSEN of the sentences fit in, [CLS] and [SEP] included, but at most LONGEST_CHOSEN."""
+    lengths = sorted(map(len, encoded))
+    return min(lengths[math.ceil(SHARE_CHOSEN * len(lengths)) - 1], LONGEST_CHOSEN)
 
 
 def fit(encoded: Sequence[list[int]], length: int, tokenizer: Tokenizer, long_lines: str, source: str) -> Tensor:

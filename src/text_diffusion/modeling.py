@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from text_diffusion.config import ModelConfig
 
 LAYER_NORM_EPS = 1e-12  # BERT's
+LONGEST_PLAIN = 64  # L up to which plain attention is used on a CPU
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
@@ -128,11 +129,13 @@ def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Te
     """
     if q.device.type != "cpu" or q.shape[2] > LONGEST_PLAIN:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    return plain_attention(q, k, v, dropout)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """The formula as it stands in the paper; same arguments and result."""
     weights = torch.softmax(q @ k.transpose(2, 3) * (1 / math.sqrt(q.shape[3])), dim=-1)
     return F.dropout(weights, dropout) @ v
-
-
-LONGEST_PLAIN = 64
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from text_diffusion import config as settings
 from text_diffusion import corpus as corpora
+from text_diffusion import tokenizer as tokenizers
 from text_diffusion.config import DataConfig, DiffusionConfig, ModelConfig, TrainConfig
 from text_diffusion.data import Batches, choose_length, fit
 from text_diffusion.distributed import pick_device
@@ -80,7 +81,6 @@ def prepare(given: dict[str, Any]) -> tuple[Run, TrainState]:
     data_config = settings.build(DataConfig, given)
     name = corpora.dataset_name(data_config)
     folder = Path(given.get("checkpoint_path") or project_root() / "ckpts" / name)
-    check_writable(folder)
     opt = find_checkpoint(folder)
     saved: dict[str, Any] = {}
     if opt is not None:
@@ -93,8 +93,6 @@ def prepare(given: dict[str, Any]) -> tuple[Run, TrainState]:
     data_config = settings.build(DataConfig, saved, given)
     config = settings.build(TrainConfig, saved, given)
     device = pick_device(config.device, config.gpu)
-    if config.microbatch % 2:
-        raise UserError(f"--microbatch must be even, found {config.microbatch}")
 
     corpus = corpora.load(data_config, folder)
     if opt is not None and opt["fingerprint"] != corpus.fingerprint:
@@ -102,13 +100,19 @@ def prepare(given: dict[str, Any]) -> tuple[Run, TrainState]:
             f"{corpus.source}: expected the text that the run in {folder} was started with, found another; "
             "give --checkpoint_path another folder to start a new run"
         )
-    tokenizer = corpora.find_tokenizer(data_config, corpus)
+    tokenizer, new_file = corpora.find_tokenizer(data_config, corpus)
     if opt is not None and tokenizer.backend.get_vocab() != Tokenizer.from_json(opt["tokenizer"]).backend.get_vocab():
         raise UserError(
             f"expected the tokenizer that the run in {folder} was started with, found another vocabulary "
             f"(trained again, perhaps); give --checkpoint_path another folder to start a new run"
         )
     data_config, train_ids, held_out = encode(data_config, corpus, tokenizer)
+
+    check_writable(folder)  # from here on files are written
+    if corpus.was_split:
+        corpus.save_parts(folder)
+    if new_file is not None:
+        tokenizers.save(tokenizer, new_file)
 
     run = Run(
         folder=folder,
@@ -138,16 +142,14 @@ def encode(
     """Sentences to ids of one length, which is chosen here if the settings leave it open; reports unknown words."""
     train, held_out = tokenizer.encode(corpus.train), tokenizer.encode(corpus.held_out)
     length = config.sequence_len or choose_length(train + held_out)
-    if length < 3:
-        raise UserError(f"--sequence_len must be at least 3 ([CLS], a word, [SEP]), found {length}")
     print(
         f"{corpus.name}: {len(train)} training and {len(held_out)} held-out sentences of up to {length} tokens, "
         f"{tokenizer.vocab_size} in the vocabulary; unknown words: {tokenizer.unknown_share(train):.2%} in training, "
         f"{tokenizer.unknown_share(held_out):.2%} held out",
         file=sys.stderr,
     )
-    ids = fit(train, length, tokenizer, config.long_lines, corpus.source)
-    held = fit(held_out, length, tokenizer, config.long_lines, corpus.held_out_source) if held_out else None
+    ids = fit(train, length, tokenizer, config.long_lines, str(corpus.source))
+    held = fit(held_out, length, tokenizer, config.long_lines, str(corpus.held_out_source)) if held_out else None
     return replace(config, sequence_len=length), ids, held
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -24,11 +25,11 @@ from text_diffusion.generation import TextDiffusion, load
 PRINTED = 10  # sentences on standard output; the file has them all
 
 
-def output_path(config: SampleConfig, steps: int) -> Path:
+def output_path(config: SampleConfig) -> Path:
     """OUT_DIR/CKPTNAME.samples_N.steps-S.clamp-C.seed-R.txt."""
     weights = Path(config.model_name_or_path)
     folder = Path(config.out_dir) if config.out_dir else weights.parent
-    name = f"{weights.stem}.samples_{config.num_samples}.steps-{steps}.clamp-{config.clamp}.seed-{config.seed}"
+    name = f"{weights.stem}.samples_{config.num_samples}.steps-{config.steps}.clamp-{config.clamp}.seed-{config.seed}"
     return folder / f"{name}.{config.format}"
 
 
@@ -81,12 +82,15 @@ def command(argv: Sequence[str] | None) -> None:
     """Parse, load, sample, write."""
     parser = settings.Parser(prog="text-diffusion sample", description="Write sentences with a trained model.")
     settings.add_options(parser, SampleConfig)
-    config = settings.build(SampleConfig, vars(parser.parse_args(argv)))
+    given = vars(parser.parse_args(argv))
+    config = settings.build(SampleConfig, given)
     check_single_process()
     if not config.model_name_or_path:
         raise UserError("CKPT must name a weights file (--model_name_or_path), found nothing")
     model = load(config.model_name_or_path, device=config.device, gpu=config.gpu, tokenizer=config.tokenizer)
-    path = output_path(config, config.steps)
+    if "steps" not in given:
+        config = replace(config, steps=min(config.steps, model.diffusion.num_timesteps))
+    path = output_path(config)
     check_writable(path.parent)
     sentences = generate(model, config)
     text = contents(sentences, config)

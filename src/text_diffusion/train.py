@@ -98,7 +98,9 @@ def train_step(run: Run, state: TrainState, network: Any) -> tuple[dict[str, Ten
         with torch.autocast(run.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             terms = diffusion_lm_loss(network, run.diffusion, input_ids[part], t[part], noise)
         loss = terms.total(weights[part])
-        torch.autograd.backward(loss.sum() / B)  # each micro-batch by its share, so that cutting the batch changes nothing
+        torch.autograd.backward(
+            loss.sum() / B
+        )  # each micro-batch by its share, so that cutting the batch changes nothing
         parts.append({"loss": loss.detach(), **{name: term.detach() for name, term in vars(terms).items()}})
 
     grad_norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.gradient_clipping or math.inf)

@@ -1,0 +1,80 @@
+"""What the benchmarks share: where things are, the machine, training by the real command, figures kept in one file."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training run: its weights file, seconds in the training loop, peak memory of the process in MB."""
+
+    weights: Path
+    steps: int
+    seconds: float
+    wall_seconds: float
+    peak_mb: float
+
+
+def train(folder: Path, dataset: str, steps: int | None = None, flags: Sequence[str] = ()) -> Trained:
+    """Train by the command of the README into an empty folder."""
+    command = ["bash", str(ROOT / "scripts/run_train.sh"), dataset, "all", "False", "False", "False", str(steps or "")]
+    started = time.perf_counter()
+    with (folder.parent / f"{folder.name}.log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--checkpoint_path", str(folder), *flags],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment(),
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"training failed, see {log.name}")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = max((row for row in rows if "seconds" in row), key=lambda row: row["step"])
+    weights = next(folder.glob(f"ema_*_{last['step']:06d}.pt"))
+    peak = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return Trained(weights, last["step"], last["seconds"], time.perf_counter() - started, peak)
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, with its interpreter first, so that the scripts use the same one."""
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "VIRTUAL_ENV": sys.prefix}
+
+
+def machine() -> str:
+    """Processor, cores, versions, date and commit, in one line."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = models[0] if models else cpu
+    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    today = datetime.datetime.now(tz=datetime.UTC).date()
+    return (
+        f"{torch.get_num_threads()} cores of an {cpu}, Python {platform.python_version()}, PyTorch {torch.__version__}, "
+        f"{today}, commit {commit.stdout.strip() or 'unknown'}"
+    )
+
+
+def record(name: str, figures: dict[str, Any]) -> None:
+    """Keep the figures of a part under its name, with the machine they were measured on."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    results[name] = {"machine": machine(), **figures}
+    RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")

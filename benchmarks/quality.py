@@ -1,0 +1,162 @@
+"""How good are the samples? Trains by the commands of the README, samples, checks, writes the README's table.
+
+python benchmarks/quality.py simple                   default training; exact check by the grammar (3 seeds)
+python benchmarks/quality.py shipped                  the weights in the repository, at 2000, 200 and 20 steps
+python benchmarks/quality.py greetings
+python benchmarks/quality.py text FILE --steps N      any text, a sentence a line
+python benchmarks/quality.py table                    only write the table again, from results.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import table
+from common import ROOT, Trained, record, train
+
+from text_diffusion import load
+from text_diffusion.files import read_lines
+from text_diffusion.grammar import Grammar
+
+
+def simple_figures(sentences: Sequence[str], grammar: Grammar, train_lines: Iterable[str]) -> dict[str, float]:
+    """Shares of valid, unique and novel sentences, and the sum over slots of KL(true || sampled) in bits."""
+    seen = set(train_lines)
+    return {
+        "valid": sum(grammar.parse(s) is not None for s in sentences) / len(sentences),
+        "unique": len(set(sentences)) / len(sentences),
+        "novel": sum(s not in seen for s in sentences) / len(sentences),
+        "kl_bits": grammar.slot_kl_bits(sentences),
+    }
+
+
+def simple_language() -> tuple[Grammar, list[str]]:
+    """The grammar of `simple` and its training lines."""
+    return Grammar.load(ROOT / "data/simple/grammar.json"), read_lines(ROOT / "data/simple-train.txt")
+
+
+def about(trained: Trained) -> dict[str, float]:
+    """What a training run took."""
+    return {"steps": trained.steps, "seconds": trained.seconds, "peak_mb": trained.peak_mb}
+
+
+def simple(scratch: Path, samples: int, seeds: Sequence[int]) -> None:
+    """Train with the defaults, once a seed; sample with the defaults and with fewer and more steps."""
+    grammar, lines = simple_language()
+    runs: list[dict[str, Any]] = []
+    for seed in seeds:
+        trained = train(scratch / f"simple-{seed}", "simple", flags=["--seed", str(seed)])
+        model = load(str(trained.weights))
+        for calls in (8, 20, 100):
+            started = time.perf_counter()
+            sentences = model.sample(samples, steps=calls, seed=seed)
+            speed = samples / (time.perf_counter() - started)
+            figures = simple_figures(sentences, grammar, lines)
+            runs.append({"seed": seed, "calls": calls, "sentences_per_s": speed, **about(trained), **figures})
+            print(runs[-1], flush=True)
+    ideal = {
+        "unique": grammar.expected_unique(samples),
+        "novel": grammar.expected_novel(lines),
+        "kl_bits": (sum(map(len, grammar.slots.values())) - len(grammar.slots)) / (2 * samples * 0.6931),
+    }
+    record("simple", {"samples": samples, "ideal": ideal, "runs": runs})
+
+
+def shipped(samples: int) -> None:
+    """The weights that come with the repository."""
+    grammar, lines = simple_language()
+    model = load(str(ROOT / "ckpts/simple/ema_0.9999_025000.pt"))
+    runs = []
+    for calls in (20, 200, 2000):
+        started = time.perf_counter()
+        sentences = model.sample(samples, steps=calls)
+        speed = samples / (time.perf_counter() - started)
+        runs.append({"calls": calls, "sentences_per_s": speed, **simple_figures(sentences, grammar, lines)})
+        print(runs[-1], flush=True)
+    record("shipped", {"samples": samples, "runs": runs})
+
+
+def triples(line: str) -> set[tuple[str, ...]]:
+    """Every three words in a row of a line; words are what white space separates."""
+    words = line.split()
+    return {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
+
+
+def greetings(scratch: Path, samples: int) -> None:
+    """Share of samples whose every three words in a row occur in a row in the corpus."""
+    trained = train(scratch / "greetings", "greetings")
+    lines = read_lines(ROOT / "data/greetings-train.txt")
+    corpus = set().union(*map(triples, read_lines(ROOT / "data/greetings/greetings.txt")))
+    sentences = load(str(trained.weights)).sample(samples)
+    figures = {
+        "in_corpus": sum(bool(s) and triples(s) <= corpus for s in sentences) / samples,
+        "copies": sum(s in set(lines) for s in sentences) / samples,
+        "unique": len(set(sentences)) / samples,
+        "examples": sentences[:5],
+    }
+    print(figures)
+    record("greetings", {"samples": samples, **about(trained), **figures})
+
+
+def text(scratch: Path, file: Path, steps: int, calls: int, flags: Sequence[str]) -> None:
+    """A text of one's own: share of the samples' word triples that occur in the held-out part, and of real lines'."""
+    trained = train(scratch / file.stem, str(file), steps, flags)
+    folder = trained.weights.parent
+    held_out = read_lines(folder / f"{file.stem}-test.txt")
+    train_lines = read_lines(folder / f"{file.stem}-train.txt")
+    known = set().union(*map(triples, held_out))
+
+    def share(lines: Sequence[str]) -> float:
+        found = [triple in known for line in lines for triple in triples(line)]
+        return sum(found) / max(len(found), 1)
+
+    sentences = load(str(trained.weights)).sample(1000, steps=calls)
+    figures = {
+        "triples": share(sentences),
+        "triples_real": share(train_lines[:1000]),
+        "copies": sum(s in set(train_lines) for s in sentences) / len(sentences),
+        "unique": len(set(sentences)) / len(sentences),
+        "held_out_lines": len(held_out),
+        "calls": calls,
+        "examples": sentences[:20],
+    }
+    print(figures)
+    record("text", {"file": file.name, **about(trained), **figures})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one part and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("simple", "shipped", "greetings", "text", "table"))
+    parser.add_argument("file", type=Path, nargs="?", help="for `text`")
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--seeds", default="102,103,104")
+    parser.add_argument("--steps", type=int, default=4000, help="training steps, for `text`")
+    parser.add_argument("--calls", type=int, default=100, help="network calls of a sample, for `text`")
+    parser.add_argument("--flags", default="", help="more flags for the training command, for `text`")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        if args.part == "simple":
+            simple(scratch, args.samples, [int(seed) for seed in args.seeds.split(",")])
+        elif args.part == "shipped":
+            shipped(args.samples)
+        elif args.part == "greetings":
+            greetings(scratch, min(args.samples, 1000))
+        elif args.part == "text":
+            if args.file is None:
+                parser.error("text needs a FILE")
+            text(scratch, args.file, args.steps, args.calls, args.flags.split())
+    table.write()
+
+
+if __name__ == "__main__":
+    main()

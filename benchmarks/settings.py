@@ -1,0 +1,49 @@
+"""Time and memory of training settings: a few steps of the real command each, as a Markdown table.
+
+python benchmarks/settings.py > settings.md
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from common import machine, train
+
+# size, batch, length, flags, steps to run
+SETTINGS = (
+    ("small", 32, 8, "", 300),
+    ("small", 128, 8, "", 300),
+    ("small", 512, 8, "", 100),
+    ("small", 128, 64, "", 60),
+    ("small", 128, 8, "--self_condition False", 300),
+    ("small", 128, 64, "--hidden_size 256 --num_layers 6", 20),
+    ("base", 32, 8, "", 12),
+    ("base", 128, 64, "--microbatch 32", 3),
+)
+
+
+def main() -> None:
+    """Print one row a setting."""
+    print("| size | batch | L | other flags | steps/s | sentences/s | peak memory |\n|---|---|---|---|---|---|---|")
+    for size, batch, length, flags, steps in SETTINGS:
+        with tempfile.TemporaryDirectory() as scratch:
+            more = f"--size {size} --batch_size {batch} --sequence_len {length} {flags} --eval_interval 0"
+            log = ["--log_interval", str(max(steps // 3, 1)), "--save_interval", "100000"]
+            trained = train(Path(scratch, "run"), "simple", steps, [*more.split(), *log])
+            rows = [json.loads(line) for line in (trained.weights.parent / "metrics.jsonl").read_text().splitlines()]
+        speed = max(row["sentences_per_s"] for row in rows)  # the first row pays for warming up
+        print(
+            f"| {size} | {batch} | {length} | {flags and f'`{flags}`'} | {speed / batch:.3g} | {speed:.3g} | "
+            f"{trained.peak_mb:.0f} MB |",
+            flush=True,
+        )
+    print(f"\n{machine()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Writes the table "Measured" of the README from results.json, between two marks."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from common import RESULTS, ROOT
+
+BEGIN, END = "<!-- measured: written by benchmarks/quality.py -->", "<!-- /measured -->"
+
+
+def percent(value: float) -> str:
+    """A share as a percentage with two places."""
+    return f"{100 * value:.2f} %"
+
+
+def simple_rows(results: dict[str, Any], name: str, title: str) -> list[str]:
+    """One row for each number of network calls: the mean over seeds, and the range of the validity."""
+    part = results[name]
+    rows = []
+    for calls in sorted({run["calls"] for run in part["runs"]}):
+        runs = [run for run in part["runs"] if run["calls"] == calls]
+        mean = {key: sum(run[key] for run in runs) / len(runs) for key in runs[0]}
+        lowest = f" (lowest {percent(min(run['valid'] for run in runs))})" if len(runs) > 1 else ""
+        rows.append(
+            f"| {title} | {calls} | {percent(mean['valid'])}{lowest} | {percent(mean['unique'])} | "
+            f"{percent(mean['novel'])} | {mean['kl_bits']:.3f} | {mean['sentences_per_s']:.0f} |"
+        )
+    return rows
+
+
+def render(results: dict[str, Any]) -> str:
+    """The table and the lines under it, as Markdown."""
+    lines: list[str] = []
+    if "simple" in results or "shipped" in results:
+        lines += ["| `simple`, 10,000 samples | steps | valid | unique | novel | slot KL, bits | sentences/s |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+    if "simple" in results:
+        part = results["simple"]
+        seconds = max(run["seconds"] for run in part["runs"])
+        seeds = len({run["seed"] for run in part["runs"]})
+        title = f"default training, {part['runs'][0]['steps']} steps, at most {seconds:.0f} s, mean of {seeds} seeds"
+        lines += simple_rows(results, "simple", title)
+    if "shipped" in results:
+        lines += simple_rows(results, "shipped", "shipped weights, 25,000 steps")
+    if "simple" in results:
+        ideal = results["simple"]["ideal"]
+        lines += [
+            f"| an ideal sampler | - | 100 % | {percent(ideal['unique'])} | {percent(ideal['novel'])} | "
+            f"{ideal['kl_bits']:.3f} | - |",
+            "",
+            f"Default training: peak memory {max(run['peak_mb'] for run in results['simple']['runs']):.0f} MB.",
+        ]
+    if "greetings" in results:
+        g = results["greetings"]
+        lines += [
+            "",
+            f"`greetings`, {g['steps']} steps in {g['seconds']:.0f} s: in {percent(g['in_corpus'])} of {g['samples']:,} "
+            f"samples every three words in a row occur in a row in the corpus; {percent(g['copies'])} are exact copies "
+            f"of training lines, {percent(g['unique'])} are unique.",
+        ]
+    if "text" in results:
+        t = results["text"]
+        lines += [
+            "",
+            f"Real text (`{t['file']}`, given as a file of one's own), {t['steps']} steps in {t['seconds'] / 60:.1f} "
+            f"minutes, {t['calls']} sampling steps: {percent(t['triples'])} of the samples' word triples occur in the "
+            f"{t['held_out_lines']} held-out lines; of real training lines' triples {percent(t['triples_real'])} do. "
+            f"{percent(t['copies'])} of 1,000 samples are exact copies of training lines. The first twenty, as they came:",
+            "",
+            "```text",
+            *t["examples"],
+            "```",
+        ]
+    if lines:
+        machines = sorted({f"{part['machine']} ({name})" for name, part in results.items()})
+        lines += ["", "Hardware and commits: " + "; ".join(machines) + "."]
+    return "\n".join(lines)
+
+
+def write() -> None:
+    """Put the table into the README."""
+    readme = ROOT / "README.md"
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    if not rest:
+        raise SystemExit(f"README.md: expected the mark {BEGIN}, found none")
+    readme.write_text(f"{before}{BEGIN}\n{render(results)}\n{END}{after}", encoding="utf-8")

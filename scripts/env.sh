@@ -1,0 +1,190 @@
+# shellcheck shell=bash
+# Sourced by the other scripts: sets ROOT, the repository, and PYTHONPATH; `ensure_env` sets PYTHON.
+# It never changes the working directory, so that a relative path on the command line keeps its meaning.
+# Written for bash 3.2, which macOS has: there an empty "${array[@]}" is an error under `set -u`.
+
+ROOT=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
+export PYTHONPATH="$ROOT/src${PYTHONPATH:+:$PYTHONPATH}"
+VENV=$ROOT/.venv
+LOCK=$ROOT/.venv.lock
+
+fail() { # fail STATUS SENTENCE
+    echo "error: $2" >&2
+    exit "$1"
+}
+
+# --- Which Python
+
+# ensure_env [dev]: sets PYTHON to an interpreter with the requirements (dev: and the development tools). That is the
+# running one if it has them, otherwise that of .venv, which is made if need be.
+ensure_env() {
+    KIND=${1:-core}
+    FILES=("$ROOT/requirements.txt")
+    [ "$KIND" = core ] || FILES+=("$ROOT/requirements-dev.txt")
+    RUNNING=$(running_python) || RUNNING=
+    if [ -n "$RUNNING" ] && ! [ "${VIRTUAL_ENV:-}" -ef "$VENV" ] && has_requirements "$RUNNING"; then
+        PYTHON=$RUNNING
+    else
+        PYTHON=$VENV/bin/python
+        venv_is_ready || set_up || exit
+    fi
+}
+
+new_python() { # prints the path of a Python, and succeeds if it is new enough (a shim may be there and not even run)
+    "$1" -c "import sys; print(sys.${2:-executable}); sys.exit(sys.version_info < (3, 11))" 2>/dev/null
+}
+
+running_python() {
+    if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then # `python` is the environment's, `python3` need not be
+        new_python python || new_python python3
+    else
+        new_python python3 || new_python python
+    fi
+}
+
+missing() { # prints which requirements a Python cannot import; finds the modules only, as importing torch takes seconds
+    "$1" -P -c '
+import re, sys
+from importlib.util import find_spec
+
+text = "".join(open(path).read() for path in sys.argv[1:])
+names = re.findall(r"^(?!types-)\w[\w-]*", text, re.M)  # types-*: stubs, which are no modules
+print(", ".join(name for name in names if find_spec(name) is None))
+' "${FILES[@]}" 2>/dev/null
+}
+
+has_requirements() {
+    local lacking
+    lacking=$(missing "$1") && [ -z "$lacking" ]
+}
+
+# --- .venv
+# A .venv that these scripts made holds the file `made-by-scripts` from the first moment, and KIND.ready, a checksum of
+# the requirements, from the last. A .venv without the former is somebody else's: used, completed, never removed.
+
+checksum() { cat "${FILES[@]}" | cksum; }
+
+venv_is_ready() {
+    { [ ! -e "$VENV/made-by-scripts" ] || [ "$(cat "$VENV/$KIND.ready" 2>/dev/null)" = "$(checksum)" ]; } &&
+        has_requirements "$PYTHON"
+}
+
+venv_can_be_kept() {
+    new_python "$PYTHON" >/dev/null && { [ ! -e "$VENV/made-by-scripts" ] || [ -e "$VENV/core.ready" ]; }
+}
+
+set_up() ( # a subshell, so that its traps and exits are its own
+    what="the requirements" log=$VENV/setup.log lacking=
+    [ "$KIND" = core ] || what="the requirements and the development tools"
+    [ -w "$ROOT" ] || fail 1 "cannot write in $ROOT, where .venv belongs; make it writable, or activate an environment \
+that has $what (pip install -r requirements.txt)"
+    lock
+    trap 'rm -rf "$LOCK"' EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    venv_is_ready && exit 0 # another process set it up while this one waited
+
+    if venv_can_be_kept; then
+        echo "bringing .venv up to date with $what (takes up to a few minutes) ..." >&2
+    else
+        base=$(find_python) || exit
+        [ -z "$RUNNING" ] || lacking=$(missing "$RUNNING") || true
+        echo "setting up .venv with $what (once; takes a few minutes)${lacking:+, as $RUNNING lacks $lacking} ..." >&2
+        rm -rf "$VENV"
+        mkdir "$VENV" && : >"$VENV/made-by-scripts" && "$base" -m venv "$VENV" >"$log" 2>&1 || set_up_failed
+    fi
+    rm -f "$VENV/core.ready" "$VENV/dev.ready"
+    # -I: what PYTHONPATH offers today must not count as installed.
+    "$PYTHON" -I -m pip install --no-input --disable-pip-version-check -r "${FILES[${#FILES[@]} - 1]}" >"$log" 2>&1 ||
+        set_up_failed
+    lacking=$(missing "$PYTHON")
+    [ -z "$lacking" ] || fail 1 "pip ended well, but $PYTHON cannot find $lacking; the whole log is in $log"
+    [ "$KIND" = core ] || checksum >"$VENV/dev.ready"
+    FILES=("$ROOT/requirements.txt")
+    checksum >"$VENV/core.ready"
+)
+
+set_up_failed() {
+    tail -n 12 "$log" >&2
+    fail 1 "setting up .venv failed, for the reason in the lines above (whole log: $log); \
+mend that and run the same command again"
+}
+
+find_python() { # prints the first interpreter that can make .venv, or fails in a sentence
+    local name base old= bare=
+    for name in python3 python3.13 python3.12 python3.11 python; do
+        # The base, as the one in front may be that of the .venv that is about to be made again.
+        if base=$(new_python "$name" _base_executable); then
+            "$base" -c 'import ensurepip, venv' 2>/dev/null && echo "$base" && return
+            bare=${bare:-$base}
+        else
+            old=${old:-$("$name" --version 2>&1)} || old=
+        fi
+    done
+    [ -z "$bare" ] || fail 1 "$bare cannot make .venv, as it comes without ensurepip; install that (Debian and Ubuntu: \
+apt install python3-venv), or activate an environment that has the requirements"
+    fail 1 "Python 3.11 or newer is needed, found ${old:-none}; install one, or activate an environment that has it"
+}
+
+lock() { # waits while another process sets up .venv
+    local said=
+    until mkdir "$LOCK" 2>/dev/null; do
+        if lock_is_stale; then
+            # Of several that see this, one gets the guard; it looks again, as the lock may be a new one by now.
+            if mkdir "$LOCK/guard" 2>/dev/null; then
+                if lock_is_stale; then rm -rf "$LOCK"; else rmdir "$LOCK/guard"; fi
+            fi
+        elif [ -z "$said" ]; then
+            said=yes
+            echo "waiting for another process that sets up .venv (if there is none, remove $LOCK) ..." >&2
+        fi
+        sleep 1
+    done
+    echo "$$ $HOSTNAME" >"$LOCK/holder"
+}
+
+lock_is_stale() { # its holder was on this machine and is dead
+    local pid='' host=''
+    { read -r pid host <"$LOCK/holder"; } 2>/dev/null
+    [ "$host" = "$HOSTNAME" ] && ! kill -0 "$pid" 2>/dev/null
+}
+
+# --- Arguments; the scripts set MODULE, the Python entry point, and USAGE
+
+# positionals NAME ... -- ARGUMENT ...: sets the variables NAME ... to the arguments before the first --flag (an empty
+# one leaves its variable as it is) and REST to the others. --help ends here.
+positionals() {
+    local name argument names=()
+    while [ "$1" != -- ]; do
+        names+=("$1")
+        shift
+    done
+    shift
+    for argument in "$@"; do
+        case $argument in -h | --help) show_help ;; esac
+    done
+    for name in "${names[@]}"; do
+        case ${1---} in --*) break ;; esac
+        [ -z "$1" ] || printf -v "$name" %s "$1"
+        shift
+    done
+    case ${1---} in --*) ;; *) fail 2 "at most ${#names[@]} arguments go before the first --flag, found '$1' after them; $USAGE" ;; esac
+    # shellcheck disable=SC2034  # the scripts use it
+    REST=("$@")
+}
+
+show_help() {
+    echo "$USAGE"
+    echo "(an empty argument, \"\", means its default; everything after the first --flag goes to the program below)"
+    echo
+    ensure_env
+    exec "$PYTHON" -P -m "$MODULE" --help
+}
+
+true_or_false() { # true_or_false NAME: checks that variable and settles its case
+    case ${!1} in
+        [Tt][Rr][Uu][Ee]) printf -v "$1" True ;;
+        [Ff][Aa][Ll][Ss][Ee]) printf -v "$1" False ;;
+        *) fail 2 "$1 must be True or False, found '${!1}'; $USAGE" ;;
+    esac
+}
