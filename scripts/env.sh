@@ -7,6 +7,11 @@ ROOT=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
 export PYTHONPATH="$ROOT/src${PYTHONPATH:+:$PYTHONPATH}"
 VENV=$ROOT/.venv
 LOCK=$ROOT/.venv.lock
+LOG=$VENV/setup.log
+case $OSTYPE in
+    msys* | cygwin*) VENV_PYTHON=$VENV/Scripts/python.exe ;;
+    *) VENV_PYTHON=$VENV/bin/python ;;
+esac
 
 fail() { # fail STATUS SENTENCE
     echo "error: $2" >&2
@@ -21,11 +26,11 @@ ensure_env() {
     KIND=${1:-core}
     FILES=("$ROOT/requirements.txt")
     [ "$KIND" = core ] || FILES+=("$ROOT/requirements-dev.txt")
-    RUNNING=$(running_python) || RUNNING=
+    RUNNING=$(running_python) || RUNNING=''
     if [ -n "$RUNNING" ] && ! [ "${VIRTUAL_ENV:-}" -ef "$VENV" ] && has_requirements "$RUNNING"; then
         PYTHON=$RUNNING
     else
-        PYTHON=$VENV/bin/python
+        PYTHON=$VENV_PYTHON
         venv_is_ready || set_up || exit
     fi
 }
@@ -49,7 +54,7 @@ from importlib.util import find_spec
 
 text = "".join(open(path).read() for path in sys.argv[1:])
 names = re.findall(r"^(?!types-)\w[\w-]*", text, re.M)  # types-*: stubs, which are no modules
-print(", ".join(name for name in names if find_spec(name) is None))
+print(", ".join(name for name in names if find_spec(name.replace("-", "_")) is None))
 ' "${FILES[@]}" 2>/dev/null
 }
 
@@ -74,7 +79,7 @@ venv_can_be_kept() {
 }
 
 set_up() ( # a subshell, so that its traps and exits are its own
-    what="the requirements" log=$VENV/setup.log lacking=
+    what="the requirements" lacking=''
     [ "$KIND" = core ] || what="the requirements and the development tools"
     [ -w "$ROOT" ] || fail 1 "cannot write in $ROOT, where .venv belongs; make it writable, or activate an environment \
 that has $what (pip install -r requirements.txt)"
@@ -91,34 +96,36 @@ that has $what (pip install -r requirements.txt)"
         [ -z "$RUNNING" ] || lacking=$(missing "$RUNNING") || true
         echo "setting up .venv with $what (once; takes a few minutes)${lacking:+, as $RUNNING lacks $lacking} ..." >&2
         rm -rf "$VENV"
-        mkdir "$VENV" && : >"$VENV/made-by-scripts" && "$base" -m venv "$VENV" >"$log" 2>&1 || set_up_failed
+        mkdir "$VENV"
+        : >"$VENV/made-by-scripts"
+        "$base" -m venv "$VENV" >"$LOG" 2>&1 || set_up_failed
     fi
     rm -f "$VENV/core.ready" "$VENV/dev.ready"
     # -I: what PYTHONPATH offers today must not count as installed.
-    "$PYTHON" -I -m pip install --no-input --disable-pip-version-check -r "${FILES[${#FILES[@]} - 1]}" >"$log" 2>&1 ||
+    "$PYTHON" -I -m pip install --no-input --disable-pip-version-check -r "${FILES[${#FILES[@]} - 1]}" >"$LOG" 2>&1 ||
         set_up_failed
-    lacking=$(missing "$PYTHON")
-    [ -z "$lacking" ] || fail 1 "pip ended well, but $PYTHON cannot find $lacking; the whole log is in $log"
+    has_requirements "$PYTHON" ||
+        fail 1 "pip ended well, but $PYTHON lacks $(missing "$PYTHON"); the whole log is in $LOG"
     [ "$KIND" = core ] || checksum >"$VENV/dev.ready"
     FILES=("$ROOT/requirements.txt")
     checksum >"$VENV/core.ready"
 )
 
 set_up_failed() {
-    tail -n 12 "$log" >&2
-    fail 1 "setting up .venv failed, for the reason in the lines above (whole log: $log); \
+    tail -n 12 "$LOG" >&2
+    fail 1 "setting up .venv failed, for the reason in the lines above (whole log: $LOG); \
 mend that and run the same command again"
 }
 
 find_python() { # prints the first interpreter that can make .venv, or fails in a sentence
-    local name base old= bare=
+    local name base old='' bare=''
     for name in python3 python3.13 python3.12 python3.11 python; do
         # The base, as the one in front may be that of the .venv that is about to be made again.
         if base=$(new_python "$name" _base_executable); then
             "$base" -c 'import ensurepip, venv' 2>/dev/null && echo "$base" && return
             bare=${bare:-$base}
         else
-            old=${old:-$("$name" --version 2>&1)} || old=
+            old=${old:-$("$name" --version 2>&1)} || old=''
         fi
     done
     [ -z "$bare" ] || fail 1 "$bare cannot make .venv, as it comes without ensurepip; install that (Debian and Ubuntu: \
@@ -127,7 +134,7 @@ apt install python3-venv), or activate an environment that has the requirements"
 }
 
 lock() { # waits while another process sets up .venv
-    local said=
+    local said=''
     until mkdir "$LOCK" 2>/dev/null; do
         if lock_is_stale; then
             # Of several that see this, one gets the guard; it looks again, as the lock may be a new one by now.
@@ -140,10 +147,11 @@ lock() { # waits while another process sets up .venv
         fi
         sleep 1
     done
-    echo "$$ $HOSTNAME" >"$LOCK/holder"
+    # The holder is this subshell, which outlives a script that is killed; bash 3.2 has no $BASHPID to name it.
+    sh -c 'echo "$PPID $1"' sh "$HOSTNAME" >"$LOCK/holder"
 }
 
-lock_is_stale() { # its holder was on this machine and is dead
+lock_is_stale() { # its holder is of this machine, and dead
     local pid='' host=''
     { read -r pid host <"$LOCK/holder"; } 2>/dev/null
     [ "$host" = "$HOSTNAME" ] && ! kill -0 "$pid" 2>/dev/null

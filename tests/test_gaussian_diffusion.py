@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,6 @@ from text_diffusion.gaussian_diffusion import Gaussian, GaussianDiffusion
 from text_diffusion.schedules import named_betas
 
 Array = npt.NDArray[np.float64]
-DDPM: Any = DDPMScheduler  # untyped there
 
 T = 50
 KEPT = [0, 1, 7, 8, 20, 33, 49]
@@ -190,7 +188,7 @@ def test_each_sentence_has_its_own_t() -> None:
 @pytest.mark.parametrize("name", ["sqrt", "linear", "cosine"])
 def test_forward_agrees_with_diffusers(name: str) -> None:
     diffusion = process(name)
-    theirs = DDPM(T, trained_betas=named_betas(name, T).tolist())
+    theirs = DDPMScheduler(T, trained_betas=named_betas(name, T).tolist())
     t = everything(diffusion)
     x_start, noise = torch.randn(2, T, 3, 2, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
@@ -202,7 +200,7 @@ def test_forward_agrees_with_diffusers(name: str) -> None:
 def test_posterior_agrees_with_diffusers(name: str) -> None:
     """Their step is mean + std * noise; theirs works in float32 throughout."""
     diffusion = process(name)
-    theirs = DDPM(T, trained_betas=named_betas(name, T).tolist(), prediction_type="sample", clip_sample=False)
+    theirs = DDPMScheduler(T, trained_betas=named_betas(name, T).tolist(), prediction_type="sample", clip_sample=False)
     guess, x_t = torch.randn(2, 1, 3, 2, generator=torch.Generator().manual_seed(0))
     for s in range(T):
         posterior = diffusion.p_mean_variance(guess, x_t, torch.tensor([s]))

@@ -22,10 +22,9 @@ from text_diffusion.modeling import (
     EncoderLayer,
     TransformerNetModel,
     dot_product_attention,
+    plain_attention,
     timestep_embedding,
 )
-
-Bert: Any = BertEncoder  # untyped there
 
 SMALL: dict[str, Any] = {"in_channel": 6, "hidden_size": 24, "num_layers": 2, "num_heads": 4, "num_channels": 10}
 V, L, B = 13, 9, 5
@@ -58,7 +57,7 @@ def inputs(batch: int = B, length: int = L) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def bert_encoder(config: ModelConfig) -> nn.Module:
-    encoder: nn.Module = Bert(
+    encoder: nn.Module = BertEncoder(
         BertConfig(
             hidden_size=config.hidden_size,
             num_hidden_layers=config.num_layers,
@@ -206,14 +205,16 @@ def test_forward_around_torch_s_encoder(norm: str, self_condition: bool) -> None
 
 @pytest.mark.parametrize("length", [1, 2, 33, LONGEST_PLAIN - 1, LONGEST_PLAIN, LONGEST_PLAIN + 1, LONGEST_PLAIN + 40])
 def test_attention_is_torch_s(length: int) -> None:
-    """Values and gradients, on both sides of where the plain formula gives way to the fused kernel."""
+    """Values and gradients, of the plain formula and on both sides of where it gives way to the fused kernel."""
     q, k, v, weight = 2 * torch.randn(4, 2, 3, length, 8, generator=generator())
+    plain, chosen = partial(plain_attention, dropout=0.0), partial(dot_product_attention, dropout=0.0)
     results = []
-    for attention in (partial(dot_product_attention, dropout=0.0), F.scaled_dot_product_attention):
+    for attention in (plain, chosen, F.scaled_dot_product_attention):
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]
         out = attention(*leaves)
         results.append([out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)])
-    for ours, theirs in zip(*results, strict=True):
+    for formula, ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(formula, theirs, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 

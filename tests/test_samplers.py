@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,8 +14,6 @@ from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.samplers import Step, ancestral
 from text_diffusion.schedules import named_betas
 from text_diffusion.timesteps import spaced_timesteps
-
-DDPM: Any = DDPMScheduler  # untyped there
 
 # Data N(MU, STD^2) in each entry, of which the optimal denoiser is linear.
 MU, STD = 1.5, 0.5
@@ -59,9 +57,8 @@ def exact_law(abar: list[float]) -> tuple[float, float]:
     return a + b * mean, b * math.sqrt(variance)
 
 
-def last_of(steps: Any) -> Tensor:
-    final: Step = list(steps)[-1]
-    return final.pred_xstart
+def last_of(steps: Iterator[Step]) -> Tensor:
+    return list(steps)[-1].pred_xstart
 
 
 def law_by_superposition(diffusion: GaussianDiffusion) -> tuple[float, float]:
@@ -133,7 +130,7 @@ def test_steps_agree_with_diffusers(name: str, kept: int | None) -> None:
     """The same denoiser and noise, through all of T = 20 steps and respaced: every x_t and the result agree."""
     T = 20
     diffusion = process(T, kept, name)
-    theirs = DDPM(T, trained_betas=named_betas(name, T).tolist(), prediction_type="sample", clip_sample=False)
+    theirs = DDPMScheduler(T, trained_betas=named_betas(name, T).tolist(), prediction_type="sample", clip_sample=False)
     if kept is not None:
         theirs.set_timesteps(timesteps=diffusion.timesteps[::-1])
     ours = torch.Generator().manual_seed(1)  # both draw from the noisiest step downwards

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from text_diffusion.errors import UserError
 from text_diffusion.schedules import SCHEDULES, named_betas
 
 LENGTHS = (1, 2, 10, 20, 1000, 2000)
-DDPM: Any = DDPMScheduler  # untyped there
 
 # The curves of abar over u = t / T, as published.
 CURVES: dict[str, Callable[[float], float]] = {
@@ -83,8 +81,8 @@ def test_cosine_agrees_with_diffusers(steps: int) -> None:
 
 @pytest.mark.parametrize("steps", [100, 1000, 2000])
 def test_linear_and_cosine_agree_with_diffusers_scheduler(steps: int) -> None:
-    linear = DDPM(steps, beta_start=0.1 / steps, beta_end=20 / steps, beta_schedule="linear")
-    cosine = DDPM(steps, beta_schedule="squaredcos_cap_v2")
+    linear = DDPMScheduler(steps, beta_start=0.1 / steps, beta_end=20 / steps, beta_schedule="linear")
+    cosine = DDPMScheduler(steps, beta_schedule="squaredcos_cap_v2")
     for betas, theirs in ((named_betas("linear", steps), linear), (named_betas("cosine", steps), cosine)):
         np.testing.assert_allclose(betas, theirs.betas.numpy(), rtol=1e-6)
         # their product of T float32 factors

@@ -107,7 +107,7 @@ class TrainConfig(Options):
     steps: int = option(4000, "where the run ends", low=1)
     batch_size: int = option(128, "sentences a step, over all micro-batches", low=1)
     microbatch: int = option(0, "sentences in memory at once; 0: the whole batch", low=0)
-    lr: float = option(2e-3, "peak learning rate", low=0.0)
+    lr: float = option(4e-3, "peak learning rate", low=0.0)
     warmup_steps: int = option(100, "steps of linear warm-up, before the linear anneal to 0", low=0)
     weight_decay: float = option(0.0, "AdamW's weight decay", low=0.0)
     gradient_clipping: float = option(1.0, "largest gradient norm; 0: no clipping", low=0.0)

@@ -1,0 +1,82 @@
+"""Fixtures of the tests of the commands: a toy corpus, a run trained on it, a clone of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from text_diffusion import files, train
+from text_diffusion.distributed import WORLD_SIZE_VARIABLES
+from toy import LINES, train_flags, write_text
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests that take a minute")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes a minute; runs with --slow only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow; runs with --slow"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Toy sizes are slower on many threads, and sums come out the same everywhere."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_launcher() -> Iterator[None]:
+    """The tests are one process, even when a launcher started them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in WORLD_SIZE_VARIABLES:
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """80 lines of 7 tokens."""
+    return write_text(tmp_path_factory.mktemp("corpus") / "toy.txt", LINES)
+
+
+@pytest.fixture(scope="session")
+def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a complete run: 6 steps, a checkpoint each 3. Only to be looked at: `copied` is for changing it."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    assert train.main(train_flags(corpus, folder, steps=6, save_interval=3, log_interval=2, eval_interval=3)) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def writer(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file whose sentences differ from one another."""
+    folder = tmp_path_factory.mktemp("runs") / "writer"
+    options = {"steps": 200, "lr": 1e-2, "warmup_steps": 0, "hidden_size": 32, "batch_size": 32}
+    assert train.main(train_flags(corpus, folder, **options)) == 0
+    return folder / "ema_0.9_000200.pt"
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clone with two datasets, in place of the one that the tests run in."""
+    root = tmp_path / "clone"
+    for folder in ("scripts", "data", "ckpts"):
+        (root / folder).mkdir(parents=True)
+    (root / "scripts" / "run_train.sh").touch()
+    for name in ("toy", "other"):
+        write_text(root / "data" / f"{name}-train.txt", LINES[:70])
+        write_text(root / "data" / f"{name}-test.txt", LINES[70:])
+    monkeypatch.setattr(files, "SOURCE_ROOT", root)
+    return root
+
+
