@@ -10,6 +10,7 @@ python benchmarks/quality.py table                    only write the table again
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -48,12 +49,21 @@ def about(trained: Trained) -> dict[str, float]:
     return {"steps": trained.steps, "seconds": trained.seconds, "peak_mb": trained.peak_mb}
 
 
+def loss_curve(metrics: Path) -> list[dict[str, float]]:
+    """The training rows at 50, 100, 200, 500, 1000, ... steps."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    shown = {digit * 10**power for digit in (1, 2, 5) for power in range(1, 7)} | {rows[-1]["step"]}
+    return [row for row in rows if "loss" in row and row["step"] in shown]
+
+
 def simple(scratch: Path, samples: int, seeds: Sequence[int]) -> None:
     """Train with the defaults, once a seed; sample with the defaults and with fewer and more steps."""
     grammar, lines = simple_language()
     runs: list[dict[str, Any]] = []
+    curve: list[dict[str, float]] = []
     for seed in seeds:
         trained = train(scratch / f"simple-{seed}", "simple", flags=["--seed", str(seed)])
+        curve = curve or loss_curve(trained.weights.parent / "metrics.jsonl")
         model = load(str(trained.weights))
         for calls in (8, 20, 100):
             started = time.perf_counter()
@@ -67,7 +77,7 @@ def simple(scratch: Path, samples: int, seeds: Sequence[int]) -> None:
         "novel": grammar.expected_novel(lines),
         "kl_bits": (sum(map(len, grammar.slots.values())) - len(grammar.slots)) / (2 * samples * 0.6931),
     }
-    record("simple", {"samples": samples, "ideal": ideal, "runs": runs})
+    record("simple", {"samples": samples, "ideal": ideal, "runs": runs, "curve": curve})
 
 
 def shipped(samples: int) -> None:

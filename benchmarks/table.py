@@ -7,8 +7,6 @@ from typing import Any
 
 from common import RESULTS, ROOT
 
-BEGIN, END = "<!-- measured: written by benchmarks/quality.py -->", "<!-- /measured -->"
-
 
 def percent(value: float) -> str:
     """A share as a percentage with two places."""
@@ -56,8 +54,8 @@ def render(results: dict[str, Any]) -> str:
         g = results["greetings"]
         lines += [
             "",
-            f"`greetings`, {g['steps']} steps in {g['seconds']:.0f} s: in {percent(g['in_corpus'])} of {g['samples']:,} "
-            f"samples every three words in a row occur in a row in the corpus; {percent(g['copies'])} are exact copies "
+            f"`greetings`, {g['steps']} steps in {g['seconds']:.0f} s: in {percent(g['in_corpus'])} of "
+            f"{g['samples']:,} samples every three words in a row are in a row in the corpus; {percent(g['copies'])} are exact copies "
             f"of training lines, {percent(g['unique'])} are unique.",
         ]
     if "text" in results:
@@ -67,7 +65,8 @@ def render(results: dict[str, Any]) -> str:
             f"Real text (`{t['file']}`, given as a file of one's own), {t['steps']} steps in {t['seconds'] / 60:.1f} "
             f"minutes, {t['calls']} sampling steps: {percent(t['triples'])} of the samples' word triples occur in the "
             f"{t['held_out_lines']} held-out lines; of real training lines' triples {percent(t['triples_real'])} do. "
-            f"{percent(t['copies'])} of 1,000 samples are exact copies of training lines. The first twenty, as they came:",
+            f"{percent(t['copies'])} of 1,000 samples are exact copies of training lines. "
+            "The first twenty, as they came:",
             "",
             "```text",
             *t["examples"],
@@ -79,12 +78,25 @@ def render(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def render_curve(results: dict[str, Any]) -> str:
+    """The loss terms of the first default run, by step, as Markdown."""
+    columns = ("loss", "mse", "tT_loss", "decoder_nll", "mse_q1", "mse_q2", "mse_q3", "mse_q4", "grad_norm")
+    lines = [f"| step | {' | '.join(f'`{name}`' for name in columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for row in results.get("simple", {}).get("curve", []):
+        lines.append(f"| {row['step']} | {' | '.join(f'{row[name]:.2g}' for name in columns)} |")
+    return "\n".join(lines)
+
+
 def write() -> None:
-    """Put the table into the README."""
+    """Put the tables into the README."""
     readme = ROOT / "README.md"
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    if not rest:
-        raise SystemExit(f"README.md: expected the mark {BEGIN}, found none")
-    readme.write_text(f"{before}{BEGIN}\n{render(results)}\n{END}{after}", encoding="utf-8")
+    text = readme.read_text(encoding="utf-8")
+    for name, body in (("measured", render(results)), ("curve", render_curve(results))):
+        begin, end = f"<!-- {name}: written by benchmarks/quality.py -->", f"<!-- /{name} -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        if not rest:
+            raise SystemExit(f"README.md: expected the mark {begin}, found none")
+        text = f"{before}{begin}\n{body}\n{end}{after}"
+    readme.write_text(text, encoding="utf-8")

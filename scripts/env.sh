@@ -35,8 +35,8 @@ ensure_env() {
     fi
 }
 
-new_python() { # prints the path of a Python, and succeeds if it is new enough (a shim may be there and not even run)
-    "$1" -c "import sys; print(sys.${2:-executable}); sys.exit(sys.version_info < (3, 11))" 2>/dev/null
+new_python() { # prints the path of a Python, if that is new enough (a shim may be there and not even run)
+    "$1" -c "import sys; sys.version_info >= (3, 11) or sys.exit(1); print(sys.${2:-executable})" 2>/dev/null
 }
 
 running_python() {
@@ -65,7 +65,7 @@ has_requirements() {
 
 # --- .venv
 # A .venv that these scripts made holds the file `made-by-scripts` from the first moment, and KIND.ready, a checksum of
-# the requirements, from the last. A .venv without the former is somebody else's: used, completed, never removed.
+# the requirements, from the last. A .venv without the former is somebody else's: used, completed, but not removed.
 
 checksum() { cat "${FILES[@]}" | cksum; }
 
@@ -92,6 +92,8 @@ that has $what (pip install -r requirements.txt)"
     if venv_can_be_kept; then
         echo "bringing .venv up to date with $what (takes up to a few minutes) ..." >&2
     else
+        [ -e "$VENV/made-by-scripts" ] || ! [ -x "$VENV_PYTHON" ] || fail 1 "$VENV was not made by these scripts and \
+has no Python 3.11 or newer; remove it, or activate an environment that has $what"
         base=$(find_python) || exit
         [ -z "$RUNNING" ] || lacking=$(missing "$RUNNING") || true
         echo "setting up .venv with $what (once; takes a few minutes)${lacking:+, as $RUNNING lacks $lacking} ..." >&2
@@ -172,11 +174,13 @@ positionals() {
         case $argument in -h | --help) show_help ;; esac
     done
     for name in "${names[@]}"; do
-        case ${1---} in --*) break ;; esac
+        if [ $# -eq 0 ] || [ "${1#--}" != "$1" ]; then break; fi
         [ -z "$1" ] || printf -v "$name" %s "$1"
         shift
     done
-    case ${1---} in --*) ;; *) fail 2 "at most ${#names[@]} arguments go before the first --flag, found '$1' after them; $USAGE" ;; esac
+    if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then
+        fail 2 "at most ${#names[@]} arguments go before the first --flag, found '$1' after them; $USAGE"
+    fi
     # shellcheck disable=SC2034  # the scripts use it
     REST=("$@")
 }

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy import LINES, train_flags, write_text
 
 from text_diffusion import files, train
 from text_diffusion.distributed import WORLD_SIZE_VARIABLES
-from toy import LINES, train_flags, write_text
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -78,5 +78,3 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_text(root / "data" / f"{name}-test.txt", LINES[70:])
     monkeypatch.setattr(files, "SOURCE_ROOT", root)
     return root
-
-

@@ -27,10 +27,13 @@ T, L = 50, 8
 
 
 def build(self_condition: bool = True, time_scale: float | None = None) -> TextDiffusion:
-    """Random weights, scaled up so that the network says different words for different noise."""
+    """Random weights, scaled up so that the network says different words for different noise.
+
+    With this seed no word of the first 40 sentences wins by less than 0.001, so that rounding errors change none.
+    """
     lines = [f"The {a} {b} is {c}." for a in ("red", "blue", "old") for b in ("apple", "fig") for c in ("ripe", "cold")]
     tokenizer = train_word_level(lines)
-    torch.manual_seed(0)
+    torch.manual_seed(27)
     config = ModelConfig(
         in_channel=6,
         hidden_size=16,

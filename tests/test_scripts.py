@@ -323,6 +323,14 @@ def test_venv_of_the_user_is_used_and_never_removed(clone: Path, bare: Path) -> 
     make_env(venv, dict.fromkeys(PINS, ""))
     assert call(clone, bare, "run_train.sh")["prefix"] == str(venv)
 
+    (venv / "bin" / "python").unlink()
+    (venv / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")  # as a Python that is too old
+    (venv / "bin" / "python").chmod(0o755)
+    result = run("bash", clone / "scripts" / "setup.sh", env=environment(bare))
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith(f"error: {venv} was not made by these scripts and has no Python 3.11 or newer;")
+    assert (venv / "pyvenv.cfg").exists()
+
 
 # --- The rest
 

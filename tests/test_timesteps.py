@@ -65,8 +65,9 @@ def test_uniform_cuts_zero_to_one_evenly(steps: int) -> None:
 
 @pytest.mark.parametrize("steps", [1, 10, 2000, 999_999, 1_000_000])
 def test_uniform_stays_in_range(steps: int) -> None:
-    t, _ = UniformSampler(steps).sample(torch.tensor([0.0, ALMOST_ONE]))
-    assert t.tolist() == [0, steps - 1]
+    """Also if rounding made a 1 of a number below it."""
+    t, _ = UniformSampler(steps).sample(torch.tensor([0.0, ALMOST_ONE, 1.0]))
+    assert t.tolist() == [0, steps - 1, steps - 1]
 
 
 def test_uniform_learns_nothing() -> None:
@@ -135,8 +136,8 @@ def test_every_t_gets_its_share_of_uniform_numbers() -> None:
     edges = np.cumsum(p)[:-1]
     assert sampler.sample(torch.tensor(edges - 1e-9))[0].tolist() == list(range(T - 1))
     assert sampler.sample(torch.tensor(edges + 1e-9))[0].tolist() == list(range(1, T))
-    t, weights = sampler.sample(torch.tensor([0.0, ALMOST_ONE]))
-    assert t.tolist() == [0, T - 1]
+    t, weights = sampler.sample(torch.tensor([0.0, ALMOST_ONE, 1.0]))
+    assert t.tolist() == [0, T - 1, T - 1]
     assert weights.dtype == torch.float32
 
 

@@ -1,5 +1,7 @@
 """Tokenizers give back what went in; the command that trains them writes what it says, or nothing."""
 
+# ruff: noqa: RUF001  (letters that look like others are what is tested here)
+
 from __future__ import annotations
 
 import json
@@ -9,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from toy import LINES, files, one_sentence, write_text
 
 from text_diffusion import tokenizer
 from text_diffusion.errors import UserError
 from text_diffusion.tokenizer import SPECIAL_TOKENS, Tokenizer, train_byte_level, train_word_level
-from toy import LINES, files, one_sentence, write_text
 
 HARD = [
     "Hello, World!",
@@ -294,9 +296,7 @@ def test_command_reads_windows_files(tmp_path: Path) -> None:
         (b"\xff\xd8\xff\xe1 jpg", "expected UTF-8, found byte 0xff in line 1"),
     ],
 )
-def test_unfit_texts(
-    raw: bytes | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unfit_texts(raw: bytes | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "my.txt"
     if raw is not None:
         path.write_bytes(raw)

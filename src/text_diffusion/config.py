@@ -1,4 +1,4 @@
-"""Every setting: its name, type, default and half a sentence. The command line and the saved settings derive from it."""
+"""Every setting: name, type, default and half a sentence. The command line and the saved settings derive from it."""
 
 from __future__ import annotations
 

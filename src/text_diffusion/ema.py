@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """A copy of a model whose weights follow the model's: ema <- d ema + (1 - d) weight, d = min(rate, (1 + n)/(10 + n)).
+    """A copy of a model whose weights follow the model's: ema <- d ema + (1 - d) w, d = min(rate, (1 + n) / (10 + n)).
 
     The warm-up (n: updates so far) keeps the random initial weights from lingering: without it 61 % of them would
     still be there after 5,000 steps at a rate of 0.9999. A tied weight is one weight here too.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,7 @@ class TextDiffusion:
         size = batch_size or self.choose_batch_size(n)
         for start in range(0, n, size):
             stop = min(start + size, n)
-            last = None
-            for last in self.denoising(
+            steps_taken = self.denoising(
                 start,
                 stop,
                 steps=steps,
@@ -86,9 +86,8 @@ class TextDiffusion:
                 top_p=top_p,
                 clamp=clamp,
                 clamp_start=clamp_start,
-            ):
-                pass
-            assert last is not None, "a sampler yields at least one step"
+            )
+            last = deque(steps_taken, maxlen=1).pop()
             sentences += self.decode(last.pred_xstart)
         return sentences
 
@@ -162,8 +161,3 @@ def _without_grad(steps: Iterator[Step]) -> Iterator[Step]:
         if step is None:
             return
         yield step
-
-
-def join(sentences: Sequence[str]) -> str:
-    """Sentences as the text of a file, one a line."""
-    return "".join(sentence + "\n" for sentence in sentences)

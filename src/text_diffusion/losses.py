@@ -36,7 +36,7 @@ class Terms:
     decoder_nll: Tensor
 
     def total(self, weights: Tensor | float = 1.0) -> Tensor:
-        """The loss of each sentence, (B,). `weights` correct for how t was drawn, so they touch only what depends on t."""
+        """The loss of each sentence, (B,). `weights` correct for how t was drawn: they touch what depends on t."""
         return weights * self.mse + self.tT_loss + self.decoder_nll
 
 

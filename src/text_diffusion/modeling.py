@@ -139,7 +139,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Cosines and sines of t at geometrically spaced frequencies, (B,) -> (B, dim) (Vaswani et al. 2017, section 3.5)."""
+    """Cosines and sines of t at geometrically spaced frequencies, (B,) -> (B, dim) (Vaswani et al., section 3.5)."""
     half = dim // 2
     freqs = torch.exp(-math.log(max_period) / half * torch.arange(half, device=timesteps.device, dtype=torch.float32))
     angles = timesteps[:, None].float() * freqs

@@ -1,8 +1,8 @@
 """Random numbers that depend on what they are for, not on how often a generator was called.
 
 Every draw belongs to a block of BLOCK consecutive sentences and is a function of a key, such as (seed, stream, step),
-and of the block's number. Hence a batch may be cut into micro-batches or shared between ranks, a run may stop and go on,
-a sentence may be sampled alone or among others: each sentence meets the same noise.
+and of the block's number. Hence a batch may be cut into micro-batches or shared between ranks, a run may stop and go
+on, a sentence may be sampled alone or among others: each sentence meets the same noise.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     sampler(denoise, diffusion, noise) yields a Step for each kept timestep, from the noisiest to t = 0
 
 `denoise(x_t, t, previous)` predicts x_0; `previous` is its own last prediction, which self-conditioning uses.
-`noise(s)` gives the (B, L, D) standard normal draws of kept step s; noise(S), S the number of steps, is where it starts.
+`noise(s)` gives the (B, L, D) standard normal draws of kept step s; noise(S), S the number of steps, is the start.
 The result is the last prediction of x_0: q's first noise is never decoded.
 """
 

@@ -1,7 +1,7 @@
 """Noise schedules: for each name a pure function T -> betas, shape (T,), float64.
 
-`sqrt`, `trunc_cos`, `trunc_lin` and `pw_lin` come from Diffusion-LM (arXiv 2205.14217, section 4.2 and appendix A and
-its code), `linear` from Ho et al. 2020 rescaled to any T, `cosine` from Nichol & Dhariwal 2021 (arXiv 2102.09672, eq. 17).
+`sqrt`, `trunc_cos`, `trunc_lin` and `pw_lin` come from Diffusion-LM (arXiv 2205.14217, appendix A, and its code),
+`linear` from Ho et al. 2020 rescaled to any T, `cosine` from Nichol & Dhariwal 2021 (arXiv 2102.09672, eq. 17).
 """
 
 from __future__ import annotations
