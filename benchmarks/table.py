@@ -55,8 +55,8 @@ def render(results: dict[str, Any]) -> str:
         lines += [
             "",
             f"`greetings`, {g['steps']} steps in {g['seconds']:.0f} s: in {percent(g['in_corpus'])} of "
-            f"{g['samples']:,} samples every three words in a row are in a row in the corpus; {percent(g['copies'])} are exact copies "
-            f"of training lines, {percent(g['unique'])} are unique.",
+            f"{g['samples']:,} samples every three words in a row are in a row in the corpus; "
+            f"{percent(g['copies'])} are exact copies of training lines, {percent(g['unique'])} are unique.",
         ]
     if "text" in results:
         t = results["text"]

@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -521,7 +520,6 @@ def no_file_above(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no resource limits there")
 @pytest.mark.parametrize("share", [0.5, 2.0], ids=["no weights fit", "only weights fit"])
 def test_full_disk(
     share: float, corpus: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

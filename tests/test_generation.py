@@ -16,7 +16,7 @@ from text_diffusion import generation
 from text_diffusion.config import ModelConfig
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
-from text_diffusion.generation import TextDiffusion, join, nearest_embedding
+from text_diffusion.generation import TextDiffusion, nearest_embedding
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.samplers import Step
 from text_diffusion.schedules import named_betas
@@ -257,11 +257,6 @@ def test_decoding(writer: TextDiffusion) -> None:
     cut = [row[: row.index("[SEP]")] if "[SEP]" in row else row for row in tokens]
     assert writer.decode(x) == [text(row) for row in cut] == writer.sample(50, steps=5)
     assert writer.decode(x, whole=True) == [text(row) for row in tokens] != writer.decode(x)
-
-
-def test_join() -> None:
-    assert join([]) == ""
-    assert join(["a b", "", "c"]) == "a b\n\nc\n"
 
 
 # Arguments

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,23 @@ def start(*command: str, **options: Any) -> subprocess.Popen[str]:
     """Start `python -m text_diffusion ...`; the caller waits for it."""
     arguments = [sys.executable, "-m", "text_diffusion", *command]
     return subprocess.Popen(arguments, env=environment(), text=True, encoding="utf-8", **options)
+
+
+class FakeWandb(types.ModuleType):
+    """Takes the calls that wandb would."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.given: dict[str, Any] = {}
+        self.rows: list[tuple[int, dict[str, float]]] = []
+        self.finished = False
+
+    def init(self, **given: Any) -> FakeWandb:
+        self.given = given
+        return self
+
+    def log(self, row: dict[str, float], step: int) -> None:
+        self.rows.append((step, row))
+
+    def finish(self) -> None:
+        self.finished = True
