@@ -10,7 +10,6 @@ A weights file is self-contained: weights, settings and tokenizer. The tied weig
 
 from __future__ import annotations
 
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +67,7 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: expected a checkpoint, found {_what_is_there(path)}")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError):
+    except Exception:  # on damaged and foreign files torch's reader raises errors of every kind
         raise UserError(
             f"{path}: expected a whole checkpoint, found a file that is truncated or of another kind; "
             f"take another one or train again"
@@ -107,7 +106,10 @@ def load_weights(path: Path, device: torch.device, tokenizer: str = "") -> Weigh
     if original.is_original(contents):
         if given is None:
             raise UserError(f"{path}: weights of the original carry no vocabulary; give its file as --tokenizer FILE")
-        contents = original.convert_file(contents, path, given.to_json())
+        try:
+            contents = original.convert_file(contents, path, given.to_json())
+        except (KeyError, IndexError, RuntimeError) as error:
+            raise UserError(f"{path}: expected the weights of the original, found a part missing ({error})") from None
     missing = {"state", "model", "diffusion", "sequence_len", "tokenizer"} - contents.keys()
     if missing:
         hint = "; sample from the model*.pt or ema_*.pt file beside it" if "optimizer" in contents else ""
@@ -129,11 +131,14 @@ def _assemble(contents: dict[str, Any], tokenizer: Tokenizer, device: torch.devi
         raise UserError(f"{path}: expected a tokenizer with {rows} tokens, found one with {tokenizer.vocab_size}")
     with torch.device("meta"):  # no time spent on random weights that are about to be replaced
         model = TransformerNetModel(build(ModelConfig, contents["model"]), rows, positions)
+    length = contents["sequence_len"]
+    if not isinstance(length, int) or not 3 <= length <= positions:
+        raise UserError(f"{path}: expected a sentence length between 3 and {positions}, found {length!r}")
     load_state(model, state, path)
     betas = named_betas(diffusion_config.noise_schedule, diffusion_config.diffusion_steps)
     diffusion = GaussianDiffusion(betas, device, time_scale=contents.get("time_scale"))
     info = {name: value for name, value in contents.items() if name not in ("state", "tokenizer")}
-    return Weights(model.to(device).eval(), diffusion, tokenizer, contents["sequence_len"], info)
+    return Weights(model.to(device).eval(), diffusion, tokenizer, length, info)
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:
@@ -156,9 +161,10 @@ def _on_meta(model: nn.Module) -> bool:
 
 
 def _what_is_there(path: Path) -> str:
-    beside = sorted(p.name for p in path.parent.glob("*.pt") if not p.name.startswith("opt"))
+    folder = path if path.is_dir() else path.parent
+    beside = sorted(p.name for p in folder.glob("*.pt") if not p.name.startswith("opt"))
     if beside:
-        return f"only these in {path.parent}: {', '.join(beside)}"
+        return f"only these in {folder}: {', '.join(beside)}"
     root = project_root()
     others = sorted(str(p.relative_to(root)) for p in root.glob("ckpts/*/*.pt") if not p.name.startswith("opt"))
     return f"none there; there are {', '.join(others)}" if others else "none; `bash scripts/run_train.sh` makes some"

@@ -72,7 +72,7 @@ def load(config: DataConfig, run_folder: Path) -> Corpus:
     was_split = not config.val_txt_path and (own_file or not test_path.is_file())
     if was_split:
         train, held_out = split(train)
-        test_path = run_folder / f"{name}-test.txt"
+        test_path = train_path
         print(f"{train_path}: {len(train)} lines to train on, {len(held_out)} different ones held out", file=sys.stderr)
     else:
         held_out = read_lines(test_path)
@@ -88,7 +88,7 @@ def split(lines: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     distinct = {_same(line): line for line in lines}
     count = min(HELD_OUT_LINES, int(np.ceil(HELD_OUT_SHARE * len(distinct))), len(distinct) - 1)
-    order = np.random.default_rng(mix(Stream.SPLIT)).permutation(len(distinct))
+    order = np.random.default_rng(mix(0, Stream.SPLIT)).permutation(len(distinct))
     keys = list(distinct)
     chosen = {keys[i] for i in order[:count]}
     return [line for line in lines if _same(line) not in chosen], [distinct[key] for key in keys if key in chosen]
@@ -111,10 +111,9 @@ def find_tokenizer(config: DataConfig, corpus: Corpus) -> tuple[Tokenizer, Path 
 
 
 def _is_file(dataset: str) -> bool:
-    """A name under data/ wins over a file of that name in the working directory."""
-    if (project_root() / "data" / f"{dataset}-train.txt").is_file():
-        return False
-    return "/" in dataset or Path(dataset).suffix != "" or Path(dataset).is_file()
+    """What has a slash is a path; otherwise a name under data/ wins over a file in the working directory."""
+    known = (project_root() / "data" / f"{dataset}-train.txt").is_file()
+    return "/" in dataset or (not known and (Path(dataset).suffix != "" or Path(dataset).is_file()))
 
 
 def _unknown_dataset(name: str, data: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -25,8 +25,23 @@ def choose_length(encoded: Sequence[Sequence[int]]) -> int:
     return min(lengths[math.ceil(SHARE_CHOSEN * len(lengths)) - 1], LONGEST_CHOSEN)
 
 
-def fit(encoded: Sequence[list[int]], length: int, tokenizer: Tokenizer, long_lines: str, source: str) -> Tensor:
+def fit(
+    encoded: Sequence[list[int]],
+    length: int,
+    tokenizer: Tokenizer,
+    long_lines: str,
+    source: str,
+    line: Callable[[int], int] = (1).__add__,
+) -> Tensor:
     """Sentences of any length to one tensor (N, L) int64, padded with [PAD]; [SEP] stays when one is cut.
+
+    Args:
+        encoded: ids of each sentence.
+        length: L.
+        tokenizer: for its special tokens.
+        long_lines: "truncate", "drop" or "error".
+        source: where the sentences come from, for messages.
+        line: the number there of the line that sentence i comes from.
 
     Raises:
         UserError: a sentence is longer than L and `long_lines` is "error", or none is left after "drop".
@@ -36,7 +51,7 @@ def fit(encoded: Sequence[list[int]], length: int, tokenizer: Tokenizer, long_li
         first = too_long[0]
         what = (
             f"{source}: {len(too_long)} of {len(encoded)} sentences are longer than --sequence_len {length}, the first"
-            f" in line {first + 1} with {len(encoded[first])} tokens"
+            f" in line {line(first)} with {len(encoded[first])} tokens"
         )
         if long_lines == "error":
             raise UserError(f"{what}; raise --sequence_len, or take --long_lines truncate or drop")

@@ -44,6 +44,12 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
+def line_number(path: Path, line: str) -> int:
+    """Where a line that `read_lines` gave stands in its file, counted from 1 as an editor does."""
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    return next(number for number, other in enumerate(lines, 1) if other.rstrip() == line)
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name in the same folder, flush it to disk, then rename it.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,18 +43,22 @@ class Meter:
         now = time.perf_counter()
         self.seconds, self.clock = self.seconds + now - self.clock, now
 
-    def row(self, state: TrainState) -> Row:
-        """A row of means, and start again.
+    def check(self, state: TrainState) -> None:
+        """Look whether all was finite; waits for the device, so it is done before rows and checkpoints only.
 
         Raises:
             UserError: a loss or a gradient was not finite.
         """
-        if int(self.first_bad) >= 0:  # the only place that waits for the device
+        if int(self.first_bad) >= 0:
             step = state.step - self.steps + int(self.first_bad) + 1
             raise UserError(
                 f"expected a finite loss and gradient, found one that is not at step {step}; checkpoints before it are "
                 "whole: lower --lr or --gradient_clipping and run again"
             )
+
+    def row(self, state: TrainState) -> Row:
+        """A row of means, and start again; raises as `check` does."""
+        self.check(state)
         state.seconds += self.seconds
         row: Row = {"step": state.step}
         row |= {name: float(total) / self.steps for name, total in self.sums.items()}
@@ -69,3 +74,14 @@ class Meter:
         self.sums, self.steps, self.seconds = {}, 0, 0.0
         self.by_quarter.zero_()
         return row
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums since the last row: a run that is stopped between two rows goes on with the same log."""
+        sums = {name: total.detach().cpu() for name, total in self.sums.items()}
+        return {"sums": sums, "by_quarter": self.by_quarter.cpu(), "steps": self.steps, "seconds": self.seconds}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.sums = {name: total.to(self.by_quarter.device) for name, total in saved["sums"].items()}
+        self.by_quarter.copy_(saved["by_quarter"])
+        self.steps, self.seconds = saved["steps"], saved["seconds"]

@@ -30,7 +30,10 @@ class Stream(IntEnum):
 
 
 def mix(*key: int) -> int:
-    """One well-mixed 63-bit seed from several non-negative integers (NumPy's SeedSequence)."""
+    """One well-mixed 63-bit seed from several integers in 0..2^32-1 (NumPy's SeedSequence).
+
+    A key begins with seed and stream, and those of a stream have one length: SeedSequence ignores zeros at the end.
+    """
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

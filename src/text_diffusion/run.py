@@ -19,7 +19,7 @@ from text_diffusion.data import Batches, choose_length, fit
 from text_diffusion.distributed import pick_device
 from text_diffusion.ema import EMA
 from text_diffusion.errors import UserError
-from text_diffusion.files import check_writable, project_root
+from text_diffusion.files import check_writable, line_number, project_root
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.randomness import Stream, mix
@@ -53,6 +53,7 @@ class Run:
     held_out: Tensor | None
     fingerprint: str
     id: str
+    resumed_meter: dict[str, Any] | None  # sums of the log between two rows, from where the run was stopped
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -64,11 +65,11 @@ class Run:
             "train": asdict(self.config),
         }
 
-    def save(self, state: TrainState) -> Path:
+    def save(self, state: TrainState, meter: dict[str, Any]) -> Path:
         """Write a checkpoint; returns the weights file to sample from: the first EMA, or else the raw weights."""
         tokenizer = self.tokenizer.to_json()
         about = self.settings | {"sequence_len": self.data_config.sequence_len, "tokenizer": tokenizer}
-        extra = {"settings": self.settings, "tokenizer": tokenizer, "fingerprint": self.fingerprint}
+        extra = {"settings": self.settings, "tokenizer": tokenizer, "fingerprint": self.fingerprint, "meter": meter}
         return state.save(self.folder, self.id, about, extra)[:2][-1]
 
 
@@ -129,6 +130,7 @@ def prepare(given: dict[str, Any]) -> tuple[Run, TrainState]:
         held_out=None if held_out is None else held_out.to(device),
         fingerprint=corpus.fingerprint,
         id=opt["run"] if opt else uuid.uuid4().hex,
+        resumed_meter=opt["meter"] if opt else None,
     )
     state = new_state(run)
     if opt is not None:
@@ -148,8 +150,12 @@ def encode(
         f"{tokenizer.unknown_share(held_out):.2%} held out",
         file=sys.stderr,
     )
-    ids = fit(train, length, tokenizer, config.long_lines, str(corpus.source))
-    held = fit(held_out, length, tokenizer, config.long_lines, str(corpus.held_out_source)) if held_out else None
+
+    def table(encoded: list[list[int]], lines: list[str], source: Path) -> Tensor:
+        return fit(encoded, length, tokenizer, config.long_lines, str(source), lambda i: line_number(source, lines[i]))
+
+    ids = table(train, corpus.train, corpus.source)
+    held = table(held_out, corpus.held_out, corpus.held_out_source) if held_out else None
     return replace(config, sequence_len=length), ids, held
 
 
@@ -172,6 +178,8 @@ def resume(run: Run, state: TrainState, opt: dict[str, Any], saved: dict[str, An
         UserError: the run is already further than STEPS.
     """
     state.restore(run.folder, opt)
+    for group in state.optimizer.param_groups:
+        group["weight_decay"] = run.config.weight_decay  # may change; the learning rate is set at every step
     steps = run.config.steps
     if state.step > steps:
         raise UserError(f"STEPS must be at least {state.step}, where the run in {run.folder} is, found {steps}")

@@ -106,6 +106,6 @@ def _not_foreign(path: Path, run: str) -> Path:
             return path
     except UserError:
         pass
-    other = path.with_name(f"{path.stem}.new.pt")
+    other = _not_foreign(path.with_name(f"{path.stem}.new.pt"), run)
     print(f"{path.name} belongs to another run and stays; written to {other.name} instead", file=sys.stderr)
     return other

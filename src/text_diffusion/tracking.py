@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -69,14 +70,14 @@ class Tracker:
     """Takes in rows of metrics and shows them; a bar on a terminal, a line a row elsewhere, both on standard error."""
 
     def __init__(self, folder: Path, service: str, settings: dict[str, Any], first: int, last: int) -> None:
-        self.path = folder / "metrics.jsonl"
-        trim(self.path, first)
-        self.file = self.path.open("a", encoding="utf-8")
         self.service: Service | None = None
         if service == "tensorboard":
             self.service = TensorBoard(folder)
         elif service == "wandb":
             self.service = Wandb(folder, settings)
+        self.path = folder / "metrics.jsonl"
+        trim(self.path, first)
+        self.file = self.path.open("a", encoding="utf-8")
         self.on_terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=last, initial=first, unit="step", dynamic_ncols=True, disable=not self.on_terminal, smoothing=0.05
@@ -88,8 +89,13 @@ class Tracker:
 
     def log(self, row: Row) -> None:
         """Write a row everywhere; rounding is for display only."""
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.file.close()  # or closing would fail again, later
+            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
         if self.service:
             self.service.log(row)
 

@@ -45,29 +45,32 @@ def train(run: Run, state: TrainState) -> None:
     network: Any = torch.compile(state.model, dynamic=False) if config.compile else state.model
     tracker = Tracker(run.folder, config.track, run.settings, state.step, config.steps)
     meter = Meter(run)
+    if run.resumed_meter:
+        meter.load_state_dict(run.resumed_meter)
     saved_at = None
     try:
-        with signals() as stopped:
+        with signals() as received:
             while state.step < config.steps:
                 meter.add(*train_step(run, state, network))
                 tracker.advance()
-                last = state.step == config.steps or bool(stopped)
-                saving = last or state.step % config.save_interval == 0
-                if saving or state.step % config.log_interval == 0:
+                ending = state.step == config.steps
+                if ending or state.step % config.log_interval == 0:
                     row = meter.row(state)
                     tracker.log(row)
                     tracker.status(row, config.steps)
-                if config.eval_interval and (state.step % config.eval_interval == 0 or state.step == config.steps):
+                if config.eval_interval and (ending or state.step % config.eval_interval == 0):
+                    meter.check(state)
                     evaluate(run, state, tracker)
-                    meter.restart_clock()
-                if saving:
-                    saved_at = run.save(state)
-                    meter.restart_clock()
-                if stopped and state.step < config.steps:
+                stopping = bool(received) and not ending
+                if ending or stopping or state.step % config.save_interval == 0:
+                    meter.check(state)
+                    saved_at = run.save(state, meter.state_dict())
+                if stopping:
                     raise Interrupted(
                         f"stopped at step {state.step} of {config.steps} and saved in {run.folder}; "
                         "run the same command again to go on"
                     )
+                meter.restart_clock()
     finally:
         tracker.close()
     assert saved_at is not None, "the last step saves"

@@ -27,7 +27,7 @@ def validate(model: TransformerNetModel, diffusion: GaussianDiffusion, held_out:
     sums = dict.fromkeys(("loss", "mse", "tT_loss", "decoder_nll", "rounding_accuracy"), 0.0)
     for start in range(0, len(ids), AT_ONCE):
         part = slice(start, min(start + AT_ONCE, len(ids)))
-        noise = Noise.draw((Stream.VALIDATION,), part.start, part.stop, shape, ids.device)
+        noise = Noise.draw((0, Stream.VALIDATION), part.start, part.stop, shape, ids.device)
         terms = diffusion_lm_loss(model, diffusion, ids[part], t[part], noise)
         x_start = diffusion.q_start(model.get_embeds(ids[part])).sample(noise.start)
         right = model.get_logits(x_start).argmax(dim=-1) == ids[part]
