@@ -30,7 +30,7 @@ from toy import (
     write_text,
 )
 
-from text_diffusion import config, sample, train
+from text_diffusion import config, losses, sample, train
 from text_diffusion import tokenizer as tokenizers
 from text_diffusion.config import DataConfig, DiffusionConfig, ModelConfig, Options, SampleConfig, TrainConfig
 from text_diffusion.errors import UserError
@@ -118,17 +118,22 @@ def observe_training(argv: list[str], folder: Path, capsys: pytest.CaptureFixtur
     """Everything that can be seen of a run from outside, and how often the network was asked and compiled."""
     calls: list[int] = []
     compiled: list[object] = []
-    loss = train.diffusion_lm_loss
+    loss = losses.diffusion_lm_loss
 
     def counted(network: Any, diffusion: Any, input_ids: torch.Tensor, *rest: Any) -> Any:
         calls.append(len(input_ids))
         return loss(network, diffusion, input_ids, *rest)
 
     wandb = FakeWandb()
+
+    def compile(model: torch.nn.Module, **_: object) -> torch.nn.Module:
+        compiled.append(model)
+        return model
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "wandb", wandb)
         patch.setattr(train, "diffusion_lm_loss", counted)
-        patch.setattr(torch, "compile", lambda model, **_: (compiled.append(model), model)[1])
+        patch.setattr(torch, "compile", compile)
         status = train.main(argv)
     out, err = capsys.readouterr()
     if status:
@@ -216,8 +221,14 @@ def observe_sampling(argv: list[str], capsys: pytest.CaptureFixture[str]) -> dic
     if status:
         return {"error": one_sentence(err)}
     path = Path(out.splitlines()[-1].removeprefix("written the decoded output to "))
-    found = {"error": None, "folder": path.parent, "name": path.name, "calls": calls, "stderr": err}
-    found["sentences"] = path.read_text(encoding="utf-8").splitlines()
+    found = {
+        "error": None,
+        "folder": path.parent,
+        "name": path.name,
+        "sentences": path.read_text(encoding="utf-8").splitlines(),
+        "calls": calls,
+        "stderr": err,
+    }
     path.unlink()
     return found
 
@@ -288,7 +299,7 @@ def test_bounds_are_where_they_should_be() -> None:
     unbounded = [
         f.name
         for group in (*TRAIN_GROUPS, SampleConfig)
-        for f in fields(group)  # type: ignore[arg-type]
+        for f in fields(group)
         if get_type_hints(group)[f.name] in (int, float) and f.metadata["low"] == -math.inf
     ]
     assert unbounded == ["steps"], "sampling's, which depends on the weights file"

@@ -66,7 +66,7 @@ class TextDiffusion:
             sequence_len: tokens in a sentence, at most the model's, which is the default.
             top_p: truncate the noise added at each step to |z| <= top_p (less variety, more typical sentences).
             clamp: round each prediction of x_0 to the nearest words.
-            clamp_start: clamp only at timesteps t <= clamp_start; everywhere if not given.
+            clamp_start: clamp only at timesteps t < clamp_start, 1..T; everywhere if not given.
 
         Raises:
             ValueError: an argument is out of range.
@@ -74,6 +74,8 @@ class TextDiffusion:
         if n < 0:
             raise UserError(f"the number of samples must not be negative, found {n}")
         sentences: list[str] = []
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"the batch size must be at least 1, found {batch_size}")
         size = batch_size or self.choose_batch_size(n)
         for start in range(0, n, size):
             stop = min(start + size, n)
@@ -111,10 +113,12 @@ class TextDiffusion:
         length = sequence_len or self.sequence_len
         if not 3 <= length <= self.sequence_len:
             raise UserError(f"SEQ_LEN must be between 3 and {self.sequence_len}, the model's, found {length}")
-        if top_p is not None and top_p <= 0:
+        if top_p is not None and not top_p > 0:
             raise UserError(f"TOP_P must be above 0 (it bounds the noise), found {top_p:g}")
         if clamp_start is not None and not clamp:
             raise UserError("clamp_start says from where to clamp, so it expects clamp to be on, found it off")
+        if clamp_start is not None and not 1 <= clamp_start <= self.diffusion.num_timesteps:
+            raise UserError(f"clamp_start must be between 1 and {self.diffusion.num_timesteps}, found {clamp_start}")
         process = self.diffusion.respace(spaced_timesteps(self.diffusion.num_timesteps, steps))
         shape, device = (length, self.model.config.in_channel), self.diffusion.device
         inner = normal if top_p is None else truncated_normal(top_p)
@@ -126,7 +130,7 @@ class TextDiffusion:
         def denoise(x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
             pred_xstart: Tensor = self.model(x_t, process.network_time(t), previous)
             timestep = process.timesteps[int(t[0])] if clamp else 0
-            if clamp and (clamp_start is None or timestep <= clamp_start):
+            if clamp and (clamp_start is None or timestep < clamp_start):
                 pred_xstart = nearest_embedding(pred_xstart, self.model.word_embedding.weight)
             return pred_xstart
 
@@ -139,7 +143,7 @@ class TextDiffusion:
         return [self.tokenizer.decode_all(row) if whole else self.tokenizer.decode(row) for row in ids]
 
     def choose_batch_size(self, n: int) -> int:
-        """As many sentences at once as BATCH_MEMORY allows, at most 1,024 on a CPU, whose caches are small."""
+        """As many sentences at once as BATCH_MEMORY allows, at most 256 on a CPU, whose caches are small."""
         config = self.model.config
         widest = max(self.tokenizer.vocab_size, 4 * config.hidden_size, config.num_heads * self.sequence_len)
         most = 256 if self.diffusion.device.type == "cpu" else 16384

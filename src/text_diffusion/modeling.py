@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from text_diffusion.config import ModelConfig
 
 LAYER_NORM_EPS = 1e-12  # BERT's
-LONGEST_PLAIN = 64  # L up to which plain attention is used on a CPU
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
@@ -111,7 +110,7 @@ class EncoderLayer(nn.Module):
         B, L, H = h.shape
         A = self.config.num_heads
         q, k, v = self.qkv(h).view(B, L, 3, A, H // A).permute(2, 0, 3, 1, 4)  # each (B, A, L, H / A)
-        mixed = dot_product_attention(q, k, v, self.config.dropout if self.training else 0.0)
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.config.dropout if self.training else 0.0)
         out: Tensor = self.dropout(self.attention_output(mixed.transpose(1, 2).reshape(B, L, H)))
         return out
 
@@ -119,23 +118,6 @@ class EncoderLayer(nn.Module):
         """Two linear maps with the activation between them."""
         out: Tensor = self.dropout(self.output(ACTIVATIONS[self.config.activation](self.intermediate(h))))
         return out
-
-
-def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for q, k, v (B, A, L, d).
-
-    torch's fused kernels pay on a GPU and for long sentences; for short ones on a CPU the plain formula is faster
-    (benchmarks/attention.py finds the crossing).
-    """
-    if q.device.type != "cpu" or q.shape[2] > LONGEST_PLAIN:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-    return plain_attention(q, k, v, dropout)
-
-
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """The formula as it stands in the paper; same arguments and result."""
-    weights = torch.softmax(q @ k.transpose(2, 3) * (1 / math.sqrt(q.shape[3])), dim=-1)
-    return F.dropout(weights, dropout) @ v
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:

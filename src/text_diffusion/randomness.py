@@ -30,9 +30,10 @@ class Stream(IntEnum):
 
 
 def mix(*key: int) -> int:
-    """One well-mixed 63-bit seed from several integers in 0..2^32-1 (NumPy's SeedSequence).
+    """One well-mixed seed for torch's generators from several integers in 0..2^32-1 (NumPy's SeedSequence).
 
     A key begins with seed and stream, and those of a stream have one length: SeedSequence ignores zeros at the end.
+    (On a CPU torch's generator takes the lower 32 bits, so that among 10,000 blocks two share numbers with 1 % chance.)
     """
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -71,6 +72,7 @@ def truncated_normal(limit: float) -> Callable[[tuple[int, ...], torch.Generator
     Their variance is 1 - 2 a phi(a) / (2 Phi(a) - 1) for a = limit: 0.24 at 0.9, 0.77 at 2. The original calls this
     top_p; unlike nucleus sampling it takes variance, and hence variety, from the whole process.
     """
+    limit = min(limit, 5.0)  # beyond that, erf is 1 in float32 and its inverse infinite
     erf = float(torch.erf(torch.tensor(limit / 2**0.5, dtype=torch.float64)))  # P(|z| <= limit)
 
     def distribution(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -19,9 +19,10 @@ MAX_BETA = 0.999  # a beta of 1 would leave nothing to divide by
 
 
 def betas_for_alpha_bar(abar: Callable[[Array], Array], steps: int, *, from_one: bool = False) -> Array:
-    """Betas whose cumulative product follows ``abar(u)``, u in 0..1: beta_t = 1 - abar((t + 1) / T) / abar(t / T).
+    """Betas for a curve ``abar(u)``, u in 0..1: beta_t = 1 - abar((t + 1) / T) / abar(t / T).
 
-    With ``from_one`` the first step goes from 1 to abar(0), so that a curve that begins below 1 is met exactly.
+    Their cumulative product is abar(u) / abar(0). With ``from_one`` the first step goes from 1 to abar(0), so that the
+    product meets a curve that begins below 1 exactly.
     """
     u = np.linspace(0.0, 1.0, steps + 1)
     values = np.concatenate([[1.0], abar(u[:-1])]) if from_one else abar(u)

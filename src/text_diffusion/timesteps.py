@@ -66,6 +66,8 @@ class LossSecondMomentSampler:
         if int(self.counts.min()) < self.HISTORY:
             return uniform
         p = self.losses.double().square().mean(dim=1).sqrt()
+        if float(p.sum()) == 0:
+            return uniform
         return (1 - self.UNIFORM_SHARE) * p / p.sum() + self.UNIFORM_SHARE * uniform
 
     def sample(self, u: Tensor) -> tuple[Tensor, Tensor]:
