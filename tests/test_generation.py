@@ -223,9 +223,9 @@ def clamped(writer: TextDiffusion, step: Step) -> list[bool]:
     return [tuple(entry) in rows for entry in step.pred_xstart.flatten(0, 1).tolist()]
 
 
-@pytest.mark.parametrize(("clamp_start", "last"), [(None, T), (49, T), (24, 24), (23, 12), (0, 0)])
+@pytest.mark.parametrize(("clamp_start", "last"), [(None, T), (T, T), (49, 37), (25, 24), (24, 12), (1, 0)])
 def test_clamped_predictions_are_words(writer: TextDiffusion, clamp_start: int | None, last: int) -> None:
-    """At every step, or from clamp_start downwards, itself included: kept are 49, 37, 24, 12, 0."""
+    """At every step, or below clamp_start: kept are 49, 37, 24, 12, 0."""
     walk = list(writer.denoising(0, 3, steps=5, clamp=True, clamp_start=clamp_start))
     assert [step.t for step in walk] == [49, 37, 24, 12, 0]
     for step in walk:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,14 +13,11 @@ from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
-from text_diffusion import modeling, original
+from text_diffusion import original
 from text_diffusion.config import ModelConfig
 from text_diffusion.modeling import (
-    LONGEST_PLAIN,
     EncoderLayer,
     TransformerNetModel,
-    dot_product_attention,
-    plain_attention,
     timestep_embedding,
 )
 
@@ -200,45 +195,6 @@ def test_forward_around_torch_s_encoder(norm: str, self_condition: bool) -> None
     torch.testing.assert_close(model(x_t, timesteps, x_self), expected, rtol=1e-4, atol=1e-4)
 
 
-# Attention
-
-
-@pytest.mark.parametrize("length", [1, 2, 33, LONGEST_PLAIN - 1, LONGEST_PLAIN, LONGEST_PLAIN + 1, LONGEST_PLAIN + 40])
-def test_attention_is_torch_s(length: int) -> None:
-    """Values and gradients, of the plain formula and on both sides of where it gives way to the fused kernel."""
-    q, k, v, weight = 2 * torch.randn(4, 2, 3, length, 8, generator=generator())
-    plain, chosen = partial(plain_attention, dropout=0.0), partial(dot_product_attention, dropout=0.0)
-    results = []
-    for attention in (plain, chosen, F.scaled_dot_product_attention):
-        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-        out = attention(*leaves)
-        results.append([out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)])
-    for formula, ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(formula, theirs, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("length", [LONGEST_PLAIN, LONGEST_PLAIN + 1])
-def test_attention_formula(length: int) -> None:
-    """softmax(q k^T / sqrt(d)) v in float64 NumPy."""
-    q, k, v = 2 * torch.randn(3, 1, 2, length, 8, generator=generator())
-    scores = np.exp(np.einsum("baid,bajd->baij", q.double().numpy(), k.double().numpy()) / math.sqrt(8))
-    expected = np.einsum("baij,bajd->baid", scores / scores.sum(-1, keepdims=True), v.double().numpy())
-    np.testing.assert_allclose(dot_product_attention(q, k, v, 0.0).numpy(), expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("length", [LONGEST_PLAIN, LONGEST_PLAIN + 1])
-def test_attention_dropout_drops_weights_and_scales_the_rest(length: int) -> None:
-    q, k = torch.randn(2, 1, 2, length, 8, generator=generator())
-    v = torch.eye(length).expand(1, 2, length, length)  # shows the weights themselves
-    torch.manual_seed(0)
-    weights, dropped = dot_product_attention(q, k, v, 0.0), dot_product_attention(q, k, v, 0.25)
-    kept = dropped != 0
-    torch.testing.assert_close(dropped[kept], weights[kept] / 0.75)
-    # at least 8,192 coins: five standard errors, false alarm 6e-7
-    assert float(kept.float().mean()) == pytest.approx(0.75, abs=5 * math.sqrt(0.75 * 0.25 / kept.numel()))
-
-
 # What enters and what comes out
 
 
@@ -337,11 +293,10 @@ def test_timesteps_are_told_apart() -> None:
 # Training
 
 
-@pytest.mark.parametrize("length", [L, LONGEST_PLAIN + 1])
-def test_dropout_only_in_training(length: int) -> None:
+def test_dropout_only_in_training() -> None:
     torch.manual_seed(0)
-    model = TransformerNetModel(ModelConfig(**SMALL | {"dropout": 0.3}), V, length)
-    x_t, timesteps, x_self = inputs(length=length)
+    model = network(dropout=0.3)
+    x_t, timesteps, x_self = inputs()
     model.eval()
     quiet = model(x_t, timesteps, x_self)
     assert torch.equal(quiet, model(x_t, timesteps, x_self))
@@ -361,11 +316,13 @@ def test_dropout_is_where_bert_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network(dropout=0.3)
     places: list[float] = []
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        places.append(dropout)
-        return dot_product_attention(q, k, v, dropout)
+    torch_s = F.scaled_dot_product_attention
 
-    monkeypatch.setattr(modeling, "dot_product_attention", attention)
+    def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
+        places.append(dropout_p)
+        return torch_s(q, k, v, dropout_p=dropout_p)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.register_forward_hook(lambda m, x, y: places.append(m.p if m.training else 0.0))
