@@ -330,7 +330,6 @@ def test_sample_refuses(
     assert files(tmp_path) == {}
 
 
-@pytest.mark.xfail(strict=True, reason="says `must be at least 0, found inf`")
 @pytest.mark.parametrize("value", ["inf", "nan"])
 def test_infinite_is_called_so(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(flags(lr=value)) == 1

@@ -249,7 +249,6 @@ def test_tokenizer_without_special_tokens_is_refused(missing: str) -> None:
         Tokenizer.from_json(backend.to_str(), "mine")
 
 
-@pytest.mark.xfail(strict=True, reason="counts the words: such a file ends in an IndexError of the embedding")
 def test_ids_with_a_gap(tmp_path: Path) -> None:
     """An embedding has a row for each id, so the largest counts, not the number of words."""
     vocab = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "word": 10}
@@ -257,7 +256,6 @@ def test_ids_with_a_gap(tmp_path: Path) -> None:
     assert trained.vocab_size > max(ids_of(trained, "word"))
 
 
-@pytest.mark.xfail(strict=True, reason="a bare Exception of the library, when the text is encoded")
 def test_tokenizer_that_knows_no_unknown_words() -> None:
     """The library then raises at the first unknown word; better now, in a sentence."""
     vocab = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "word": 4}

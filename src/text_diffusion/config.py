@@ -28,8 +28,9 @@ class Options:
         for f in fields(self):  # type: ignore[arg-type]
             value, limits = getattr(self, f.name), f.metadata
             for number in value if isinstance(value, tuple) else (value,):
-                in_range = not isinstance(number, (int, float)) or limits["low"] <= number <= limits["high"]
-                if not in_range or (isinstance(number, float) and not math.isfinite(number)):
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise UserError(f"--{f.name} must be a finite number, found {number}")
+                if isinstance(number, (int, float)) and not limits["low"] <= number <= limits["high"]:
                     raise UserError(f"--{f.name} must be {_range(limits['low'], limits['high'])}, found {number}")
             if limits["choices"] and value not in limits["choices"]:
                 raise UserError(f"--{f.name} must be one of {', '.join(limits['choices'])}, found {value!r}")
@@ -55,21 +56,6 @@ class ModelConfig(Options):
             raise UserError(
                 f"--hidden_size must be a multiple of --num_heads ({self.num_heads}), found {self.hidden_size}"
             )
-
-
-SIZES: dict[str, dict[str, Any]] = {
-    "small": {},
-    # The original's shape: BERT-base with exact GELU, and the learning rate that goes with it.
-    "base": {
-        "in_channel": 128,
-        "hidden_size": 768,
-        "num_layers": 12,
-        "num_heads": 12,
-        "activation": "gelu",
-        "dropout": 0.1,
-        "lr": 1e-4,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -148,6 +134,20 @@ class SampleConfig(Options):
     tokenizer: str = option("", "vocabulary file, for a weights file of the original that carries none")
     device: str = option("auto", "auto, cpu, cuda or mps", choices=("auto", "cpu", "cuda", "mps"))
     gpu: str = option("all", "GPUs to use, separated by commas, or all")
+
+
+# The original's shape: BERT-base with exact GELU, and the learning rate that goes with it.
+BASE: dict[str, Any] = {
+    "in_channel": 128,
+    "hidden_size": 768,
+    "num_layers": 12,
+    "num_heads": 12,
+    "activation": "gelu",
+    "dropout": 0.1,
+    "lr": 1e-4,
+}
+DEFAULTS = {f.name: f.default for group in (ModelConfig, TrainConfig) for f in fields(group)}
+SIZES = {"small": {name: DEFAULTS[name] for name in BASE}, "base": BASE}
 
 
 class Parser(argparse.ArgumentParser):

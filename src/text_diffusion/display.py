@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
 from typing import Any
 
@@ -41,7 +41,7 @@ class Display:
         if not self.in_place:
             print("\n".join(f"t {step.t:>5}  {line}" for line in lines), file=sys.stderr)
             return
-        width = shutil.get_terminal_size().columns - 12
+        width = os.get_terminal_size(sys.stderr.fileno()).columns - 12
         self.bar.clear()
         back = UP.format(self.count) if self.done > 1 else ""
         sys.stderr.write(back + "".join(f"{CLEAR_LINE}t {step.t:>5}  {line[:width]}\n" for line in lines))

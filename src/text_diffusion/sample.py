@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from text_diffusion.distributed import check_single_process
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, write_atomically
 from text_diffusion.generation import TextDiffusion, load
+from text_diffusion.samplers import Step
 
 PRINTED = 10  # sentences on standard output; the file has them all
 
@@ -33,6 +34,20 @@ def output_path(config: SampleConfig) -> Path:
     return folder / f"{name}.{config.format}"
 
 
+def denoising(model: TextDiffusion, config: SampleConfig, start: int, stop: int) -> Iterator[Step]:
+    """The sentences start..stop-1 step by step; raises at once if a setting does not suit the model."""
+    return model.denoising(
+        start,
+        stop,
+        steps=config.steps,
+        seed=config.seed,
+        sequence_len=config.sequence_len or None,
+        top_p=config.top_p or None,
+        clamp=config.clamp == "clamp",
+        clamp_start=config.clamp_start or None,
+    )
+
+
 def generate(model: TextDiffusion, config: SampleConfig) -> list[str]:
     """Sample in batches; the first sentences are shown in the making."""
     sentences: list[str] = []
@@ -42,16 +57,7 @@ def generate(model: TextDiffusion, config: SampleConfig) -> list[str]:
         for start in range(0, config.num_samples, size):
             stop = min(start + size, config.num_samples)
             display = Display(model, min(config.show, stop - start) if start == 0 else 0, config.steps, bar)
-            for step in model.denoising(
-                start,
-                stop,
-                steps=config.steps,
-                seed=config.seed,
-                sequence_len=config.sequence_len or None,
-                top_p=config.top_p or None,
-                clamp=config.clamp == "clamp",
-                clamp_start=config.clamp_start or None,
-            ):
+            for step in denoising(model, config, start, stop):
                 display.show(step)
                 bar.update()
             sentences += model.decode(step.pred_xstart)
@@ -91,6 +97,7 @@ def command(argv: Sequence[str] | None) -> None:
     if "steps" not in given:
         config = replace(config, steps=min(config.steps, model.diffusion.num_timesteps))
     path = output_path(config)
+    denoising(model, config, 0, 1)  # a setting that is out of range is found before the folder is made
     check_writable(path.parent)
     sentences = generate(model, config)
     text = contents(sentences, config)

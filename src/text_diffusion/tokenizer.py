@@ -43,7 +43,11 @@ class Tokenizer:
         if missing:
             raise UserError(f"a tokenizer must know {PAD}, {UNK}, {CLS} and {SEP}, found one without {missing[0]}")
         self.pad_id, self.unk_id, self.cls_id, self.sep_id = (vocab[token] for token in (PAD, UNK, CLS, SEP))
-        self.vocab_size = backend.get_vocab_size()
+        self.vocab_size = max(vocab.values()) + 1  # an embedding has a row for each id, also where ids have gaps
+        try:
+            backend.encode("\ue000", add_special_tokens=False)  # a letter for private use
+        except Exception:  # the library raises a bare Exception
+            raise UserError(f"a tokenizer must give unknown words as {UNK}, found one that refuses them") from None
 
     @staticmethod
     def from_json(text: str, source: str = "the tokenizer") -> Tokenizer:
