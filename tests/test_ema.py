@@ -27,7 +27,7 @@ def set_weight(model: nn.Linear, value: float | Tensor) -> None:
         model.weight.copy_(torch.as_tensor(value))
 
 
-def average(ema: EMA) -> float:
+def average(ema: EMA[torch.nn.Linear]) -> float:
     return float(next(ema.model.parameters()))
 
 

@@ -585,9 +585,9 @@ def test_validation_is_the_same_each_time(corpus: Path, trained: Path, tmp_path:
     rows = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        rows.append(validate(state.emas[0].model, run.diffusion, run.held_out))  # type: ignore[arg-type]
+        rows.append(validate(state.emas[0].model, run.diffusion, run.held_out))
     assert rows[0] == rows[1]
-    assert rows[0] != validate(other.emas[0].model, run.diffusion, run.held_out)  # type: ignore[arg-type]
+    assert rows[0] != validate(other.emas[0].model, run.diffusion, run.held_out)
 
 
 def test_validation_rows(trained: Path) -> None:

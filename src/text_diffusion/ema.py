@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
 
-class EMA:
+
+class EMA(Generic[M]):
     """A copy of a model whose weights follow the model's: ema <- d ema + (1 - d) w, d = min(rate, (1 + n) / (10 + n)).
 
     The warm-up (n: updates so far) keeps the random initial weights from lingering: without it 61 % of them would
     still be there after 5,000 steps at a rate of 0.9999. A tied weight is one weight here too.
     """
 
-    def __init__(self, model: nn.Module, rate: float) -> None:
+    def __init__(self, model: M, rate: float) -> None:
         self.rate = rate
         self.updates = 0
         self.model = copy.deepcopy(model).eval().requires_grad_(False)

@@ -66,11 +66,11 @@ class Run:
         }
 
     def save(self, state: TrainState, meter: dict[str, Any]) -> Path:
-        """Write a checkpoint; returns the weights file to sample from: the first EMA, or else the raw weights."""
+        """Write a checkpoint; returns the weights file to sample from, the first EMA's."""
         tokenizer = self.tokenizer.to_json()
         about = self.settings | {"sequence_len": self.data_config.sequence_len, "tokenizer": tokenizer}
         extra = {"settings": self.settings, "tokenizer": tokenizer, "fingerprint": self.fingerprint, "meter": meter}
-        return state.save(self.folder, self.id, about, extra)[:2][-1]
+        return state.save(self.folder, self.id, about, extra)[1]
 
 
 def prepare(given: dict[str, Any]) -> tuple[Run, TrainState]:

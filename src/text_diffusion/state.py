@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from text_diffusion import checkpoint
 from text_diffusion.checkpoint import opt_path, resumable_steps, state_of, weights_path
 from text_diffusion.ema import EMA
 from text_diffusion.errors import UserError
+from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.timesteps import TimestepSampler
 
 
@@ -21,8 +21,8 @@ from text_diffusion.timesteps import TimestepSampler
 class TrainState:
     """Everything that changes during training. Random numbers depend on (seed, step) and need no state."""
 
-    model: nn.Module
-    emas: list[EMA]
+    model: TransformerNetModel
+    emas: list[EMA[TransformerNetModel]]
     optimizer: torch.optim.Optimizer
     timestep_sampler: TimestepSampler
     step: int = 0

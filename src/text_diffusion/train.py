@@ -101,9 +101,7 @@ def train_step(run: Run, state: TrainState, network: Any) -> tuple[dict[str, Ten
         with torch.autocast(run.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             terms = diffusion_lm_loss(network, run.diffusion, input_ids[part], t[part], noise)
         loss = terms.total(weights[part])
-        torch.autograd.backward(
-            loss.sum() / B
-        )  # each micro-batch by its share, so that cutting the batch changes nothing
+        torch.autograd.backward(loss.sum() / B)  # by its share of B: cutting the batch changes nothing
         parts.append({"loss": loss.detach(), **{name: term.detach() for name, term in vars(terms).items()}})
 
     grad_norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.gradient_clipping or math.inf)
@@ -124,9 +122,8 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def evaluate(run: Run, state: TrainState, tracker: Tracker) -> None:
-    """Validate the first EMA (or the raw weights) on held-out text, and let it write a few sentences."""
-    model: Any = state.emas[0].model if state.emas else state.model
-    model.eval()
+    """Validate the first EMA on held-out text, and let it write a few sentences."""
+    model = state.emas[0].model
     if run.held_out is not None:
         row = validate(model, run.diffusion, run.held_out)
         tracker.log({"step": state.step, **row})
@@ -135,7 +132,6 @@ def evaluate(run: Run, state: TrainState, tracker: Tracker) -> None:
     steps = min(20, run.diffusion.num_timesteps)
     for sentence in writer.sample(4, steps=steps):
         tracker.say(f"    {sentence}")
-    state.model.train()
 
 
 @contextmanager
