@@ -186,6 +186,8 @@ def test_train_flag_has_an_effect(
 SAMPLE_CASES = {
     "model_name_or_path": Case("RAW", "name"),
     "steps": Case(7, "sentences"),
+    "sampler": Case("ddim", "sentences"),
+    "eta": Case(0.5, "sentences", {"sampler": "ddim"}),
     "num_samples": Case(12, "sentences"),
     "out_dir": Case("FOLDER", "folder"),
     "batch_size": Case(3, "calls"),

@@ -274,11 +274,18 @@ def test_decoding(writer: TextDiffusion) -> None:
         ({"top_p": 0}, "above 0 .*found 0"),
         ({"top_p": -0.5}, "above 0 .*found -0.5"),
         ({"clamp_start": 20}, "expects clamp to be on"),
+        ({"clamp_start": 0, "clamp": True}, "between 1 and 50, found 0"),
+        ({"batch_size": -1}, "at least 1, found -1"),
+        ({"sampler": "euler"}, "one of ancestral, ddim, found 'euler'"),
+        ({"eta": 0.5}, "belongs to the sampler ddim"),
+        ({"eta": 1.5, "sampler": "ddim"}, "between 0 and 1, found 1.5"),
     ],
 )
 def test_bad_arguments_are_found_at_once(writer: TextDiffusion, options: dict[str, Any], message: str) -> None:
     """When `denoising` is called, not when its first step is taken; in one sentence for the user."""
-    calls: list[Callable[..., object]] = [lambda **o: writer.denoising(0, 1, **o), lambda **o: writer.sample(1, **o)]
+    calls: list[Callable[..., object]] = [lambda **o: writer.sample(1, **o)]
+    if "batch_size" not in options:
+        calls.append(lambda **o: writer.denoising(0, 1, **o))
     for call in calls:
         with pytest.raises(UserError, match=message) as caught:
             call(**options)

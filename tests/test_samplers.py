@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
-from text_diffusion.samplers import Step, ancestral
+from text_diffusion.samplers import Step, ancestral, ddim
 from text_diffusion.schedules import named_betas
 from text_diffusion.timesteps import spaced_timesteps
 
@@ -219,3 +220,70 @@ def test_nothing_is_computed_before_it_is_asked_for() -> None:
     assert (recorder.calls, recorder.asked) == ([], [])
     next(steps)
     assert len(recorder.calls) == 1
+
+
+# DDIM
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_is_diffusers_ddim(eta: float) -> None:
+    """The same noise through diffusers' DDIMScheduler, over all steps."""
+    T = 20
+    diffusion = process(T)
+    scheduler: Any = DDIMScheduler(
+        num_train_timesteps=T,
+        trained_betas=diffusion.betas.tolist(),
+        prediction_type="sample",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+    scheduler.set_timesteps(T)
+    noise = torch.randn(T + 1, 3, 4, 5, generator=torch.Generator().manual_seed(1))
+    target = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(2))
+
+    def denoise(x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
+        return 0.7 * target + 0.2 * torch.tanh(x_t)
+
+    walk = list(ddim(denoise, diffusion, lambda s: noise[s], eta))
+    x = noise[T]
+    for step, t in zip(walk, scheduler.timesteps, strict=True):
+        assert step.t == int(t)
+        torch.testing.assert_close(step.x_t, x, rtol=1e-4, atol=1e-5)
+        prediction = denoise(x, t, None)
+        x = scheduler.step(prediction, t, x, eta=eta, variance_noise=noise[int(t)] if eta else None).prev_sample
+
+
+def test_ddim_with_eta_1_is_ancestral() -> None:
+    diffusion = process(50).respace([0, 7, 20, 33, 49])
+    noise = torch.randn(6, 3, 4, 5, generator=torch.Generator().manual_seed(1))
+
+    def denoise(x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
+        return torch.tanh(x_t)
+
+    one = list(ancestral(denoise, diffusion, lambda s: noise[s]))
+    other = list(ddim(denoise, diffusion, lambda s: noise[s], 1.0))
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a.x_t, b.x_t, rtol=1e-4, atol=1e-5)
+
+
+def test_ddim_follows_the_flow_of_gaussian_data() -> None:
+    """With eta = 0 and N(mu, s^2) data the flow maps x_T to mu + s z; the error falls to first order in the steps."""
+    mu, s = 0.5, 0.8
+    errors = []
+    for T in (50, 100, 200):
+        betas = named_betas("cosine", 2000)
+        diffusion = GaussianDiffusion(betas).respace([round(i * 1999 / (T - 1)) for i in range(T)])
+        abar = torch.tensor(diffusion.alphas_cumprod, dtype=torch.float32)
+
+        def denoise(x_t: Tensor, t: Tensor, previous: Tensor | None, abar: Tensor = abar) -> Tensor:
+            a = abar[t][:, None, None]
+            return mu + a.sqrt() * s**2 / (a * s**2 + 1 - a) * (x_t - a.sqrt() * mu)
+
+        z = torch.linspace(-2, 2, 9).reshape(1, 3, 3)
+        last = list(ddim(denoise, diffusion, lambda _, z=z: z, 0.0))[-1]  # type: ignore[misc]
+        a0 = float(abar[0])
+        reached = (last.x_t - a0**0.5 * mu) / (a0 * s**2 + 1 - a0) ** 0.5
+        errors.append(float((reached - z).abs().max()))
+    assert errors[2] < 0.05
+    assert 1.6 < errors[0] / errors[1] < 2.5
+    assert 1.6 < errors[1] / errors[2] < 2.5

@@ -121,6 +121,8 @@ class SampleConfig(Options):
 
     model_name_or_path: str = option("", "weights file (model*.pt or ema_*.pt)")
     steps: int = option(20, "network calls, 1..T (default at most T)")
+    sampler: str = option("ancestral", "how to walk back from noise", choices=("ancestral", "ddim"))
+    eta: float = option(0.0, "with --sampler ddim: share of the noise that each step draws anew", low=0.0, high=1.0)
     num_samples: int = option(10, "sentences to write", low=1)
     out_dir: str = option("", "folder for the samples; the weights file's if not given")
     batch_size: int = option(0, "sentences at once; 0: chosen", low=0)

@@ -67,6 +67,8 @@ class GaussianDiffusion:
         self.posterior_mean_coef_start = table(betas * np.sqrt(abar_prev) / (1 - abar))
         self.posterior_mean_coef_t = table((1 - abar_prev) * np.sqrt(1 - betas) / (1 - abar))
         self.posterior_variance = table(betas * (1 - abar_prev) / (1 - abar))
+        self.sqrt_alphas_cumprod_prev = table(np.sqrt(abar_prev))
+        self.one_minus_alphas_cumprod_prev = table(1 - abar_prev)
 
     def respace(self, timesteps: Sequence[int]) -> GaussianDiffusion:
         """The same process seen only at `timesteps` (ascending): its abar is the training one at those steps.
@@ -101,6 +103,17 @@ class GaussianDiffusion:
     def p_mean_variance(self, pred_xstart: Tensor, x_t: Tensor, t: Tensor) -> Gaussian:
         """p(x_{t-1} | x_t) = q(x_{t-1} | x_t, x_0 = f(x_t, t)): the denoiser's guess stands in for x_0."""
         return self.q_posterior_mean_variance(pred_xstart, x_t, t)
+
+    def ddim_mean_variance(self, pred_xstart: Tensor, x_t: Tensor, t: Tensor, eta: float) -> Gaussian:
+        """DDIM's p(x_{t-1} | x_t) (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16).
+
+        The noise in x_t is kept but for a share that is drawn anew: none of it at eta = 0; at eta = 1 as much as the
+        posterior's variance, which makes it `p_mean_variance`.
+        """
+        eps = self.predict_eps_from_xstart(x_t, t, pred_xstart)
+        variance = eta**2 * _at(self.posterior_variance, t)
+        kept = (_at(self.one_minus_alphas_cumprod_prev, t) - variance).clamp(min=0).sqrt()
+        return Gaussian(_at(self.sqrt_alphas_cumprod_prev, t) * pred_xstart + kept * eps, variance)
 
     def predict_eps_from_xstart(self, x_t: Tensor, t: Tensor, pred_xstart: Tensor) -> Tensor:
         """The noise that turns x_0 into x_t."""

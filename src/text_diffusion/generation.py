@@ -17,7 +17,7 @@ from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.randomness import Stream, draw, normal, truncated_normal
-from text_diffusion.samplers import Step, ancestral
+from text_diffusion.samplers import SAMPLERS, Step, ancestral, ddim
 from text_diffusion.timesteps import spaced_timesteps
 from text_diffusion.tokenizer import Tokenizer
 
@@ -52,6 +52,8 @@ class TextDiffusion:
         seed: int = 10708,
         batch_size: int | None = None,
         sequence_len: int | None = None,
+        sampler: str = "ancestral",
+        eta: float | None = None,
         top_p: float | None = None,
         clamp: bool = False,
         clamp_start: int | None = None,
@@ -64,6 +66,8 @@ class TextDiffusion:
             seed: of the noise.
             batch_size: sentences at once; chosen by size if not given.
             sequence_len: tokens in a sentence, at most the model's, which is the default.
+            sampler: "ancestral" or "ddim".
+            eta: of ddim, 0..1: the share of the noise that is drawn anew at each step; 0 if not given.
             top_p: truncate the noise added at each step to |z| <= top_p (less variety, more typical sentences).
             clamp: round each prediction of x_0 to the nearest words.
             clamp_start: clamp only at timesteps t < clamp_start, 1..T; everywhere if not given.
@@ -85,6 +89,8 @@ class TextDiffusion:
                 steps=steps,
                 seed=seed,
                 sequence_len=sequence_len,
+                sampler=sampler,
+                eta=eta,
                 top_p=top_p,
                 clamp=clamp,
                 clamp_start=clamp_start,
@@ -101,6 +107,8 @@ class TextDiffusion:
         steps: int = 20,
         seed: int = 10708,
         sequence_len: int | None = None,
+        sampler: str = "ancestral",
+        eta: float | None = None,
         top_p: float | None = None,
         clamp: bool = False,
         clamp_start: int | None = None,
@@ -115,6 +123,12 @@ class TextDiffusion:
             raise UserError(f"SEQ_LEN must be between 3 and {self.sequence_len}, the model's, found {length}")
         if top_p is not None and not top_p > 0:
             raise UserError(f"TOP_P must be above 0 (it bounds the noise), found {top_p:g}")
+        if sampler not in SAMPLERS:
+            raise UserError(f"the sampler must be one of {', '.join(SAMPLERS)}, found {sampler!r}")
+        if eta is not None and (sampler != "ddim" or not 0 <= eta <= 1):
+            raise UserError(
+                f"eta belongs to the sampler ddim and must be between 0 and 1, found {eta:g} with {sampler}"
+            )
         if clamp_start is not None and not clamp:
             raise UserError("clamp_start says from where to clamp, so it expects clamp to be on, found it off")
         if clamp_start is not None and not 1 <= clamp_start <= self.diffusion.num_timesteps:
@@ -134,6 +148,8 @@ class TextDiffusion:
                 pred_xstart = nearest_embedding(pred_xstart, self.model.word_embedding.weight)
             return pred_xstart
 
+        if sampler == "ddim":
+            return _without_grad(ddim(denoise, process, noise, eta or 0.0))
         return _without_grad(ancestral(denoise, process, noise))
 
     @torch.no_grad()

@@ -42,6 +42,8 @@ def denoising(model: TextDiffusion, config: SampleConfig, start: int, stop: int)
         steps=config.steps,
         seed=config.seed,
         sequence_len=config.sequence_len or None,
+        sampler=config.sampler,
+        eta=config.eta or None,
         top_p=config.top_p or None,
         clamp=config.clamp == "clamp",
         clamp_start=config.clamp_start or None,
