@@ -68,7 +68,7 @@ def machine() -> str:
     commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     today = datetime.datetime.now(tz=datetime.UTC).date()
     return (
-        f"{torch.get_num_threads()} cores of {cpu}, Python {platform.python_version()}, PyTorch {torch.__version__}, "
+        f"{torch.get_num_threads()} core(s) of {cpu}, Python {platform.python_version()}, PyTorch {torch.__version__}, "
         f"{today}, commit {commit.stdout.strip() or 'unknown'}"
     )
 

@@ -73,8 +73,10 @@ def render(results: dict[str, Any]) -> str:
             "```",
         ]
     if lines:
-        machines = sorted({f"{part['machine']} ({name})" for name, part in results.items()})
-        lines += ["", "Hardware and commits: " + "; ".join(machines) + "."]
+        machines = {part["machine"] for part in results.values()}
+        for machine in sorted(machines):
+            names = ", ".join(name for name, part in results.items() if part["machine"] == machine)
+            lines += ["", f"Measured on {machine}: {names}."]
     return "\n".join(lines)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import math
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,6 +42,8 @@ from text_diffusion import train
 from text_diffusion.checkpoint import resumable_steps
 from text_diffusion.config import DiffusionConfig, ModelConfig, TrainConfig
 from text_diffusion.distributed import WORLD_SIZE_VARIABLES
+from text_diffusion.errors import UserError
+from text_diffusion.meter import Meter
 from text_diffusion.tracking import clock, trim
 from text_diffusion.train import learning_rate
 from text_diffusion.validation import validate
@@ -533,6 +538,47 @@ def test_row(go: Trained) -> None:
     assert row["sentences_per_s"] == pytest.approx(16 / row["seconds"])
 
 
+def test_meter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means over steps, quarters of t over sentences, time of the steps alone; and all starts again after a row."""
+    now = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(now)))
+    device = torch.device("cpu")
+    run: Any = SimpleNamespace(
+        config=SimpleNamespace(batch_size=2), diffusion=SimpleNamespace(num_timesteps=8), device=device
+    )
+    state: Any = SimpleNamespace(step=2, seconds=10.0, optimizer=SimpleNamespace(param_groups=[{"lr": 0.5}]))
+    meter = Meter(run)
+
+    def add(t: list[int], mse: list[float], norm: float) -> None:
+        values = {"t": torch.tensor(t), "mse": torch.tensor(mse), "loss": 2 * torch.tensor(mse)}
+        meter.add(values, torch.tensor(norm))
+
+    add([0, 7], [1.0, 3.0], 1.0)
+    add([1, 2], [5.0, 7.0], 2.0)
+    expected = {"step": 2, "loss": 8.0, "mse": 4.0, "grad_norm": 1.5, "mse_q1": 3.0, "mse_q2": 7.0, "mse_q4": 3.0}
+    rest = {"lr": 0.5, "batch_size": 2, "world_size": 1}
+    assert meter.row(state) == expected | rest | {"seconds": 12.0, "sentences_per_s": 2.0}
+    next(now)
+    meter.restart_clock()
+    state.step = 3
+    add([4, 5], [1.0, 2.0], 3.0)
+    expected = {"step": 3, "loss": 3.0, "mse": 1.5, "grad_norm": 3.0, "mse_q3": 1.5}
+    assert meter.row(state) == expected | rest | {"seconds": 13.0, "sentences_per_s": 2.0}
+    state.step = 6
+    for norm in (1.0, math.inf, math.nan):
+        add([4, 5], [1.0, 2.0], norm)
+    for look in (meter.check, meter.row):
+        with pytest.raises(UserError, match="not at step 5;"):
+            look(state)
+
+
+def test_no_clipping(go: Trained) -> None:
+    """0 is as good as a bound that no gradient reaches, whereas 1 is reached."""
+    weights = [weights_of(go(str(bound), steps=3, lr=0.1, gradient_clipping=bound)) for bound in (0, 1e9, 0.5)]
+    assert same(weights[0], weights[1])
+    assert not same(weights[0], weights[2])
+
+
 def test_training_is_deterministic(go: Trained) -> None:
     """And does not depend on what random numbers were used before."""
     options = {"steps": 4, "dropout": 0.2, "eval_interval": 2, "log_interval": 1}
@@ -543,6 +589,36 @@ def test_training_is_deterministic(go: Trained) -> None:
     assert same(everything(first, 4), everything(second, 4))
     assert metrics(first) == metrics(second)
     assert metrics(first, validation=True) == metrics(second, validation=True)
+
+
+def test_averages_follow_the_weights(corpus: Path, tmp_path: Path) -> None:
+    """Each file of each rate, from the raw weights of every step and those at the start."""
+    argv = train_flags(corpus, tmp_path / "run", steps=4, lr=0.1, save_interval=1, ema_rate="0.15,0.99")
+    _, untrained = runs.prepare(train.parse(argv))
+    initial = {name: weight.detach().clone() for name, weight in untrained.model.named_parameters()}
+    assert train.main(argv) == 0
+    for rate in (0.15, 0.99):
+        average = initial
+        for step in range(1, 5):
+            decay = min(rate, step / (9 + step))
+            raw = contents(tmp_path / "run" / f"model00000{step}.pt")["state"]
+            average = {name: decay * average[name] + (1 - decay) * raw[name] for name in raw}
+            found = contents(tmp_path / "run" / f"ema_{rate}_00000{step}.pt")["state"]
+            for name, weight in found.items():
+                torch.testing.assert_close(weight, average[name], rtol=1e-5, atol=1e-6)
+
+
+def test_every_step_drops_out_anew(go: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    manual_seed = torch.manual_seed
+
+    def spied(seed: int) -> torch.Generator:
+        seeds.append(seed)
+        return manual_seed(seed)
+
+    monkeypatch.setattr(torch, "manual_seed", spied)
+    go(steps=6, dropout=0.1)
+    assert len(set(seeds)) == 7, "of the initial weights, and of each step"
 
 
 def test_learning_rate() -> None:
@@ -588,6 +664,20 @@ def test_validation_is_the_same_each_time(corpus: Path, trained: Path, tmp_path:
         rows.append(validate(state.emas[0].model, run.diffusion, run.held_out))
     assert rows[0] == rows[1]
     assert rows[0] != validate(other.emas[0].model, run.diffusion, run.held_out)
+
+
+def test_validation_is_of_the_average_without_dropout(corpus: Path, go: Trained, tmp_path: Path) -> None:
+    """The row in the log is what the weights file gives."""
+    folder = go(steps=5, dropout=0.5, lr=0.05, eval_interval=5)
+    run, _ = runs.prepare(train.parse(train_flags(corpus, tmp_path / "other", steps=1)))
+    assert run.held_out is not None
+    rows = {
+        name: validate(text_diffusion.load(str(folder / name)).model, run.diffusion, run.held_out)
+        for name in ("ema_0.9_000005.pt", "model000005.pt")
+    }
+    (logged,) = metrics(folder, validation=True)
+    assert logged == {"step": 5, **rows["ema_0.9_000005.pt"]}
+    assert logged["val_loss"] != rows["model000005.pt"]["val_loss"]
 
 
 def test_validation_rows(trained: Path) -> None:
