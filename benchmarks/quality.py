@@ -107,7 +107,7 @@ def greetings(scratch: Path, samples: int) -> None:
     corpus = set().union(*map(triples, read_lines(ROOT / "data/greetings/greetings.txt")))
     sentences = load(str(trained.weights)).sample(samples)
     figures = {
-        "in_corpus": sum(bool(s) and triples(s) <= corpus for s in sentences) / samples,
+        "in_corpus": sum(bool(triples(s)) and triples(s) <= corpus for s in sentences) / samples,
         "copies": sum(s in set(lines) for s in sentences) / samples,
         "unique": len(set(sentences)) / samples,
         "examples": sentences[:5],

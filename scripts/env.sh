@@ -84,7 +84,7 @@ set_up() ( # a subshell, so that its traps and exits are its own
     [ -w "$ROOT" ] || fail 1 "cannot write in $ROOT, where .venv belongs; make it writable, or activate an environment \
 that has $what (pip install -r requirements.txt)"
     lock
-    trap 'rm -rf "$LOCK"' EXIT
+    trap 'rm -f "$LOCK"' EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
     venv_is_ready && exit 0 # another process set it up while this one waited
@@ -136,27 +136,26 @@ apt install python3-venv), or activate an environment that has the requirements"
 }
 
 lock() { # waits while another process sets up .venv
-    local said=''
-    until mkdir "$LOCK" 2>/dev/null; do
+    local said=
+    # A symbolic link comes into being whole, with its holder's name in it, and only where there is none.
+    until ln -s "$$@$HOSTNAME" "$LOCK" 2>/dev/null; do
         if lock_is_stale; then
-            # Of several that see this, one gets the guard; it looks again, as the lock may be a new one by now.
-            if mkdir "$LOCK/guard" 2>/dev/null; then
-                if lock_is_stale; then rm -rf "$LOCK"; else rmdir "$LOCK/guard"; fi
-            fi
-        elif [ -z "$said" ]; then
+            # Of several that see this one gets it away, and what it got is looked at again: it may be a new one by now.
+            mv "$LOCK" "$LOCK.$$" 2>/dev/null || continue
+            lock_is_stale "$LOCK.$$" || ln -s "$(readlink "$LOCK.$$")" "$LOCK" 2>/dev/null || true
+            rm -f "$LOCK.$$"
+        else
+            [ -n "$said" ] || echo "waiting for another process that sets up .venv (if there is none, remove $LOCK) ..." >&2
             said=yes
-            echo "waiting for another process that sets up .venv (if there is none, remove $LOCK) ..." >&2
+            sleep 1
         fi
-        sleep 1
     done
-    # The holder is this subshell, which outlives a script that is killed; bash 3.2 has no $BASHPID to name it.
-    sh -c 'echo "$PPID $1"' sh "$HOSTNAME" >"$LOCK/holder"
 }
 
-lock_is_stale() { # its holder is of this machine, and dead
-    local pid='' host=''
-    { read -r pid host <"$LOCK/holder"; } 2>/dev/null
-    [ "$host" = "$HOSTNAME" ] && ! kill -0 "$pid" 2>/dev/null
+lock_is_stale() { # its holder was on this machine and is dead
+    local holder
+    holder=$(readlink "${1:-$LOCK}") || return 1
+    [ "${holder#*@}" = "$HOSTNAME" ] && ! kill -0 "${holder%@*}" 2>/dev/null
 }
 
 # --- Arguments; the scripts set MODULE, the Python entry point, and USAGE

@@ -23,7 +23,7 @@ PINS = dict(
     re.findall(r"^(\w[\w-]*)==(.+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     + re.findall(r"^(\w[\w-]*)==(.+)$", (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE)
 )
-TOOLS = ("bash", "cat", "cksum", "dirname", "mkdir", "readlink", "rm", "rmdir", "sh", "sleep", "tail")  # no Python
+TOOLS = ("bash", "cat", "cksum", "dirname", "ln", "mkdir", "mv", "readlink", "rm", "sh", "sleep", "tail")  # no Python
 STUB = """
 import json, os, sys
 
@@ -260,8 +260,7 @@ def test_set_up(clone: Path, bare: Path, wheels: Path) -> None:
     """Two start at once where a set-up was interrupted: one is made, both use it; later it follows the requirements."""
     dead = subprocess.Popen(["true"])
     dead.wait()
-    (clone / ".venv.lock").mkdir()
-    (clone / ".venv.lock" / "holder").write_text(f"{dead.pid} {socket.gethostname()}\n")
+    (clone / ".venv.lock").symlink_to(f"{dead.pid}@{socket.gethostname()}")
     venv = make_env(clone / ".venv", dict.fromkeys(PINS, ""))
     (venv / "made-by-scripts").touch()
     (venv / "left over").touch()
@@ -279,7 +278,7 @@ def test_set_up(clone: Path, bare: Path, wheels: Path) -> None:
     assert said.count("setting up .venv with the requirements (once; takes a few minutes), as ") == 1
     assert f"{bare}/bin/python3 lacks torch, numpy, tokenizers, tqdm ..." in said
     assert not (venv / "left over").exists()
-    assert not (clone / ".venv.lock").exists()
+    assert not (clone / ".venv.lock").is_symlink()
 
     about = call(clone, bare, "run_train.sh")  # silently: the set-up is over
     assert about["prefix"] == str(venv)
@@ -310,7 +309,7 @@ def test_failed_set_up_says_why(clone: Path, bare: Path) -> None:
     assert result.stderr.splitlines()[-1].startswith("error: setting up .venv failed")
     assert str(log) in result.stderr.splitlines()[-1]
     assert not list((clone / ".venv").glob("*.ready"))
-    assert not (clone / ".venv.lock").exists()
+    assert not (clone / ".venv.lock").is_symlink()
 
 
 def test_venv_of_the_user_is_used_and_never_removed(clone: Path, bare: Path) -> None:
@@ -371,7 +370,7 @@ def test_runs_leave_git_status_clean(tmp_path: Path) -> None:
         "ckpts/mine/tensorboard/events",
         "data/simple/word-level-vocab.json",
         ".venv/core.ready",
-        ".venv.lock/holder",
+        ".venv.lock",
         "src/text_diffusion/__pycache__/x.pyc",
     ]
     tracked = [".gitignore", "ckpts/simple/ema_0.9999_025000.pt", "data/mine-train.txt"]

@@ -17,7 +17,9 @@ Notation, the same letters in code, docstrings and docs::
 
 Reading order: ``schedules``, ``gaussian_diffusion``, ``losses``, ``modeling``, ``samplers``, ``train``. The rest is
 plumbing: ``config`` (every setting and its default), ``tokenizer``, ``corpus`` and ``data`` (text to batches),
-``randomness``, ``timesteps``, ``ema``, ``checkpoint``, ``tracking``, ``generation`` and ``sample``.
+``randomness``, ``timesteps``, ``ema``; ``run``, ``state``, ``checkpoint``, ``meter``, ``validation`` and ``tracking``
+(a training run); ``generation``, ``sample`` and ``display`` (sampling); ``original`` (weights of other programs),
+``grammar`` (a language known exactly), ``files`` and ``errors``.
 
 >>> import text_diffusion
 >>> sentences = text_diffusion.load("ckpts/simple/ema_0.9999_025000.pt").sample(4, steps=20)
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(path: str, *, device: str = "auto") -> TextDiffusion:
+def load(path: str, *, device: str = "auto", tokenizer: str = "") -> TextDiffusion:
     """Load a weights file; see :func:`text_diffusion.generation.load`."""
     from text_diffusion import generation  # here, so that `import text_diffusion` does not wait for torch
 
-    return generation.load(path, device=device)
+    return generation.load(path, device=device, tokenizer=tokenizer)

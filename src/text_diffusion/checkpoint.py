@@ -11,6 +11,7 @@ A weights file is self-contained: weights, settings and tokenizer. The tied weig
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,11 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: expected a checkpoint, found {_what_is_there(path)}")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about files that are then refused in a sentence
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise UserError(f"{path}: expected a checkpoint that may be read, found no permission to") from None
     except Exception:  # on damaged and foreign files torch's reader raises errors of every kind
         raise UserError(
             f"{path}: expected a whole checkpoint, found a file that is truncated or of another kind; "

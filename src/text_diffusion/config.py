@@ -111,8 +111,12 @@ class TrainConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.microbatch % 2:  # every second sentence of the batch is self-conditioned
-            raise UserError(f"--microbatch must be even, found {self.microbatch}")
+        if self.microbatch % 2:
+            raise UserError(
+                f"--microbatch must be even (every second sentence is self-conditioned), found {self.microbatch}"
+            )
+        if len(set(self.ema_rate)) < len(self.ema_rate):
+            raise UserError(f"--ema_rate must name different rates, found {_shown(self.ema_rate)}")
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class Corpus:
     held_out_source: Path
     vocab_folder: Path
     was_split: bool
+    own_file: bool
 
     @property
     def fingerprint(self) -> str:
@@ -78,7 +79,7 @@ def load(config: DataConfig, run_folder: Path) -> Corpus:
         held_out = read_lines(test_path)
         _warn_of_leakage(train, held_out)
     vocab_folder = run_folder if own_file else data / name
-    return Corpus(name, train, held_out, train_path, test_path, vocab_folder, was_split)
+    return Corpus(name, train, held_out, train_path, test_path, vocab_folder, was_split, own_file)
 
 
 def split(lines: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -103,11 +104,9 @@ def find_tokenizer(config: DataConfig, corpus: Corpus) -> tuple[Tokenizer, Path 
     if config.tokenizer not in KINDS:
         return Tokenizer.from_file(Path(config.tokenizer)), None
     path = corpus.vocab_folder / f"{config.tokenizer}-vocab.json"
-    if path.is_file():
+    if path.is_file() and not corpus.own_file:  # in a run's folder one can only be left over from a run that died
         return Tokenizer.from_file(path), None
-    trained = tokenizers.train_kind(config.tokenizer, corpus.train)
-    print(f"{path}: trained a {config.tokenizer} tokenizer, {trained.vocab_size} tokens", file=sys.stderr)
-    return trained, path
+    return tokenizers.train_kind(config.tokenizer, corpus.train), path
 
 
 def _is_file(dataset: str) -> bool:

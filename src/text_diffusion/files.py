@@ -60,7 +60,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            write(file)
+            try:
+                write(file)
+            except RuntimeError:  # how torch.save reports a full disk, without saying so
+                file.flush()
+                raise
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -167,7 +167,7 @@ class TextDiffusion:
 
 
 def nearest_embedding(x: Tensor, embeddings: Tensor) -> Tensor:
-    """Clamping (Diffusion-LM section 4.4): each entry (..., D) is replaced by the embedding nearest to it."""
+    """Clamping (Diffusion-LM section 4.2): each entry (..., D) is replaced by the embedding nearest to it."""
     # argmin |x - e|^2 = argmax x.e - |e|^2 / 2
     scores = x @ embeddings.T - embeddings.square().sum(dim=1) / 2
     return embeddings[scores.argmax(dim=-1)]

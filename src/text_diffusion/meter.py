@@ -53,7 +53,7 @@ class Meter:
             step = state.step - self.steps + int(self.first_bad) + 1
             raise UserError(
                 f"expected a finite loss and gradient, found one that is not at step {step}; checkpoints before it are "
-                "whole: lower --lr or --gradient_clipping and run again"
+                "whole: run again with a lower --lr, in a new --checkpoint_path if it has gone wrong for long"
             )
 
     def row(self, state: TrainState) -> Row:

@@ -27,6 +27,7 @@ from text_diffusion.schedules import named_betas
 from text_diffusion.state import TrainState, find_checkpoint
 from text_diffusion.timesteps import TIMESTEP_SAMPLERS
 from text_diffusion.tokenizer import Tokenizer
+from text_diffusion.tracking import check_extra
 
 GROUPS = (ModelConfig, DiffusionConfig, DataConfig, TrainConfig)
 # Settings that a run keeps for life: with another value it would not be the same run.
@@ -101,19 +102,21 @@ def prepare(given: dict[str, Any]) -> tuple[Run, TrainState]:
             f"{corpus.source}: expected the text that the run in {folder} was started with, found another; "
             "give --checkpoint_path another folder to start a new run"
         )
-    tokenizer, new_file = corpora.find_tokenizer(data_config, corpus)
-    if opt is not None and tokenizer.backend.get_vocab() != Tokenizer.from_json(opt["tokenizer"]).backend.get_vocab():
-        raise UserError(
-            f"expected the tokenizer that the run in {folder} was started with, found another vocabulary "
-            f"(trained again, perhaps); give --checkpoint_path another folder to start a new run"
-        )
+    if opt is None:
+        tokenizer, new_file = corpora.find_tokenizer(data_config, corpus)
+    else:  # a run keeps its tokenizer, whatever has become of the file
+        tokenizer, new_file = Tokenizer.from_json(opt["tokenizer"]), None
     data_config, train_ids, held_out = encode(data_config, corpus, tokenizer)
 
+    check_extra(config.track)
     check_writable(folder)  # from here on files are written
+    for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
+        leftover.unlink()
     if corpus.was_split:
         corpus.save_parts(folder)
     if new_file is not None:
         tokenizers.save(tokenizer, new_file)
+        print(f"{new_file}: trained a {data_config.tokenizer} tokenizer", file=sys.stderr)
 
     run = Run(
         folder=folder,
@@ -150,10 +153,19 @@ def encode(
         f"{tokenizer.unknown_share(held_out):.2%} held out",
         file=sys.stderr,
     )
+    if tokenizer.unknown_share(train) > 0.01:
+        print(
+            "warning: the tokenizer does not know the training text; was it trained on another? "
+            "remove its file, and it is trained again",
+            file=sys.stderr,
+        )
 
     def table(encoded: list[list[int]], lines: list[str], source: Path) -> Tensor:
         return fit(encoded, length, tokenizer, config.long_lines, str(source), lambda i: line_number(source, lines[i]))
 
+    if config.long_lines == "drop" and held_out and min(map(len, held_out)) > length:
+        print(f"warning: every held-out sentence is longer than {length} tokens: no validation", file=sys.stderr)
+        held_out = []
     ids = table(train, corpus.train, corpus.source)
     held = table(held_out, corpus.held_out, corpus.held_out_source) if held_out else None
     return replace(config, sequence_len=length), ids, held

@@ -70,7 +70,8 @@ def contents(sentences: Sequence[str], config: SampleConfig) -> bytes:
     """The text of the output file, plain or as JSON lines."""
     lines = list(sentences)
     if config.format == "jsonl":
-        about = {"seed": config.seed, "steps": config.steps, "weights": Path(config.model_name_or_path).name}
+        names = ("seed", "steps", "sampler", "eta", "top_p", "clamp", "clamp_start")
+        about = {name: getattr(config, name) for name in names} | {"weights": Path(config.model_name_or_path).name}
         lines = [json.dumps({"text": text, "index": i, **about}, ensure_ascii=False) for i, text in enumerate(lines)]
     return "".join(line + "\n" for line in lines).encode()
 

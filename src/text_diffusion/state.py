@@ -37,7 +37,17 @@ class TrainState:
             about: goes into the weights files: settings, tokenizer.
             extra: goes into the opt file besides the state.
         """
-        paths = []
+        paths: list[Path] = []
+        try:
+            return self._write(paths, folder, run, about, extra)
+        except UserError:
+            for path in paths:  # without its opt file a set is nobody's
+                path.unlink()
+            raise
+
+    def _write(
+        self, paths: list[Path], folder: Path, run: str, about: dict[str, Any], extra: dict[str, Any]
+    ) -> list[Path]:
         for rate, model in [(None, self.model), *((ema.rate, ema.model) for ema in self.emas)]:
             path = _not_foreign(weights_path(folder, self.step, rate), run)
             contents = {"run": run, "step": self.step, "ema_rate": rate, "state": state_of(model)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -14,6 +15,20 @@ from text_diffusion.errors import UserError
 from text_diffusion.files import write_atomically
 
 Row = dict[str, float | int]
+
+
+def check_extra(service: str) -> None:
+    """Find out before the work whether the library of a service is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    modules = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
+    try:
+        if service in modules:
+            importlib.import_module(modules[service])
+    except ImportError:
+        raise UserError(f"--track {service} needs a library that is not there: pip install {service}") from None
 
 
 class Service(Protocol):
@@ -30,10 +45,8 @@ class TensorBoard:
     """Scalars in the folder of the run."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError("--track tensorboard needs an extra: pip install 'text-diffusion[track]'") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         self.writer: Any = SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, row: Row) -> None:
@@ -51,10 +64,8 @@ class Wandb:
     """Weights & Biases; where and how (also offline) is wandb's own business, by its environment variables."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise UserError("--track wandb needs an extra: pip install 'text-diffusion[track]'") from None
+        import wandb
+
         self.run: Any = wandb.init(project="text-diffusion", dir=str(folder), config=settings)
 
     def log(self, row: Row) -> None:

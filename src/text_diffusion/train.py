@@ -161,14 +161,15 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
     settings.add_options(parser, *GROUPS)
     given = vars(parser.parse_args(argv))
     for name in COMING:
-        if given.pop(name).lower() != "false":
-            raise UserError(f"--{name} expects False (pretrained weights are not supported yet), found another value")
+        value = given.pop(name)
+        if value.lower() != "false":
+            raise UserError(f"--{name} expects False (pretrained weights are not supported yet), found {value}")
     size = given.pop("size")
     return (settings.SIZES[size] if size else {}) | given
 
 
 def command(argv: Sequence[str] | None) -> None:
-    """Parse, build, print and save the settings, train."""
+    """Parse, build, save the settings, train."""
     given = parse(argv)
     check_single_process()
     run, state = prepare(given)
