@@ -65,7 +65,8 @@ def machine() -> str:
     if info.is_file():
         models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = models[0] if models else cpu
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
+    commit = subprocess.run(describe, capture_output=True, text=True)
     today = datetime.datetime.now(tz=datetime.UTC).date()
     return (
         f"{torch.get_num_threads()} core(s) of {cpu}, Python {platform.python_version()}, PyTorch {torch.__version__}, "

@@ -3,7 +3,7 @@
 python benchmarks/quality.py simple                   default training; exact check by the grammar (3 seeds)
 python benchmarks/quality.py shipped                  the weights in the repository, at 2000, 200 and 20 steps
 python benchmarks/quality.py greetings
-python benchmarks/quality.py text FILE --steps N      any text, a sentence a line
+python benchmarks/quality.py text FILE --steps N      any text, a sentence a line, or the folder of E2E's CSV files
 python benchmarks/quality.py table                    only write the table again, from results.json
 """
 
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import table
 from common import ROOT, Trained, record, train
+from e2e import e2e_lines
 
 from text_diffusion import load
 from text_diffusion.files import read_lines
@@ -164,6 +165,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif args.part == "text":
             if args.file is None:
                 parser.error("text needs a FILE")
+            if args.file.is_dir():
+                (scratch / "e2e.txt").write_text("\n".join(e2e_lines(args.file)), encoding="utf-8")
+                args.file = scratch / "e2e.txt"
             text(scratch, args.file, args.steps, args.calls, args.flags.split())
     table.write()
 

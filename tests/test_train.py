@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -41,7 +42,6 @@ from text_diffusion import run as runs
 from text_diffusion import train
 from text_diffusion.checkpoint import resumable_steps
 from text_diffusion.config import DiffusionConfig, ModelConfig, TrainConfig
-from text_diffusion.distributed import WORLD_SIZE_VARIABLES
 from text_diffusion.errors import UserError
 from text_diffusion.meter import Meter
 from text_diffusion.tokenizer import train_word_level
@@ -238,6 +238,15 @@ def test_half_files_of_a_killed_process_go(go: Trained, copied: Path) -> None:
     half.write_bytes(b"half")
     go(**COPIED | {"steps": 7})
     assert not half.exists()
+
+
+@pytest.mark.parametrize("name", [".notes.tmp", ".model000007.pt.PID.tmp"])
+def test_other_temporary_files_stay(name: str, go: Trained, copied: Path) -> None:
+    """Of the user, of another program, or of a run that is just writing: its process is alive."""
+    other = copied / name.replace("PID", str(os.getppid()))
+    other.write_bytes(b"theirs")
+    go(**COPIED | {"steps": 7})
+    assert other.read_bytes() == b"theirs"
 
 
 def test_time_of_training_is_counted_over_all_parts(go: Trained, copied: Path) -> None:
@@ -741,7 +750,7 @@ def test_unwritable_folder_is_found_before_the_work(
     assert files(tmp_path) == {"file": b""}
 
 
-@pytest.mark.parametrize("name", WORLD_SIZE_VARIABLES)
+@pytest.mark.parametrize("name", ["NPROC", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"])
 @pytest.mark.parametrize("value", ["2", "x", ""])
 def test_several_processes_are_refused(
     name: str, value: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

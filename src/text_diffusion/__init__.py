@@ -19,7 +19,7 @@ Reading order: ``schedules``, ``gaussian_diffusion``, ``losses``, ``modeling``, 
 plumbing: ``config`` (every setting and its default), ``tokenizer``, ``corpus`` and ``data`` (text to batches),
 ``randomness``, ``timesteps``, ``ema``; ``run``, ``state``, ``checkpoint``, ``meter``, ``validation`` and ``tracking``
 (a training run); ``generation``, ``sample`` and ``display`` (sampling); ``original`` (weights of other programs),
-``grammar`` (a language known exactly), ``files`` and ``errors``.
+``grammar`` (a language known exactly), ``files``, ``memory`` and ``errors``.
 
 >>> import text_diffusion
 >>> sentences = text_diffusion.load("ckpts/simple/ema_0.9999_025000.pt").sample(4, steps=20)

@@ -19,7 +19,7 @@ from text_diffusion.data import Batches, choose_length, fit
 from text_diffusion.distributed import pick_device
 from text_diffusion.ema import EMA
 from text_diffusion.errors import UserError
-from text_diffusion.files import check_writable, line_number, project_root
+from text_diffusion.files import check_writable, line_number, project_root, remove_leftovers
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.randomness import Stream, mix
@@ -110,8 +110,7 @@ def prepare(given: dict[str, Any]) -> tuple[Run, TrainState]:
 
     check_extra(config.track)
     check_writable(folder)  # from here on files are written
-    for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
-        leftover.unlink()
+    remove_leftovers(folder)
     if corpus.was_split:
         corpus.save_parts(folder)
     if new_file is not None:

@@ -21,6 +21,7 @@ from text_diffusion.distributed import check_single_process
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, write_atomically
 from text_diffusion.generation import TextDiffusion, load
+from text_diffusion.memory import keep_freed_memory
 from text_diffusion.samplers import Step
 
 PRINTED = 10  # sentences on standard output; the file has them all
@@ -94,6 +95,7 @@ def command(argv: Sequence[str] | None) -> None:
     given = vars(parser.parse_args(argv))
     config = settings.build(SampleConfig, given)
     check_single_process()
+    keep_freed_memory()
     if not config.model_name_or_path:
         raise UserError("CKPT must name a weights file (--model_name_or_path), found nothing")
     model = load(config.model_name_or_path, device=config.device, gpu=config.gpu, tokenizer=config.tokenizer)

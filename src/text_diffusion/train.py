@@ -24,6 +24,7 @@ from text_diffusion.errors import Interrupted, UserError
 from text_diffusion.files import write_atomically
 from text_diffusion.generation import TextDiffusion
 from text_diffusion.losses import Noise, diffusion_lm_loss
+from text_diffusion.memory import keep_freed_memory
 from text_diffusion.meter import Meter
 from text_diffusion.randomness import Stream, draw, mix, uniform
 from text_diffusion.run import GROUPS, Run, prepare
@@ -172,6 +173,7 @@ def command(argv: Sequence[str] | None) -> None:
     """Parse, build, save the settings, train."""
     given = parse(argv)
     check_single_process()
+    keep_freed_memory()
     run, state = prepare(given)
     text = json.dumps(run.settings, indent=2) + "\n"
     write_atomically(run.folder / "training_args.json", lambda file: file.write(text.encode()))
