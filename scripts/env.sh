@@ -158,7 +158,7 @@ lock_is_stale() { # its holder was on this machine and is dead
     [ "${holder#*@}" = "$HOSTNAME" ] && ! kill -0 "${holder%@*}" 2>/dev/null
 }
 
-# --- Arguments; the scripts set MODULE, the Python entry point, and USAGE
+# --- Arguments; the scripts set COMMAND, of `python -m text_diffusion`, and USAGE
 
 # positionals NAME ... -- ARGUMENT ...: sets the variables NAME ... to the arguments before the first --flag (an empty
 # one leaves its variable as it is) and REST to the others. --help ends here.
@@ -189,7 +189,7 @@ show_help() {
     echo "(an empty argument, \"\", means its default; everything after the first --flag goes to the program below)"
     echo
     ensure_env
-    exec "$PYTHON" -P -m "$MODULE" --help
+    exec "$PYTHON" -P -m text_diffusion "$COMMAND" --help
 }
 
 true_or_false() { # true_or_false NAME: checks that variable and settles its case

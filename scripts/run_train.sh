@@ -3,7 +3,7 @@
 set -euo pipefail
 . "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/env.sh"
 
-MODULE=text_diffusion.train
+COMMAND=train
 USAGE="usage: bash scripts/run_train.sh [DATASET=simple] [GPU=all] [INIT_PRETRAINED=False] \
 [PRETRAINED_EMBEDDINGS=False] [FREEZE_EMBEDDINGS=False] [STEPS] [--flag value ...]"
 
@@ -15,6 +15,6 @@ true_or_false FREEZE_EMBEDDINGS
 
 ensure_env
 # -P: a random.py in the working directory must not shadow Python's own.
-exec "$PYTHON" -P -m "$MODULE" --dataset "$DATASET" --gpu "$GPU" --init_pretrained "$INIT_PRETRAINED" \
-    --pretrained_embeddings "$PRETRAINED_EMBEDDINGS" --freeze_embeddings "$FREEZE_EMBEDDINGS" \
+exec "$PYTHON" -P -m text_diffusion "$COMMAND" --dataset "$DATASET" --gpu "$GPU" \
+    --init_pretrained "$INIT_PRETRAINED" --pretrained_embeddings "$PRETRAINED_EMBEDDINGS" --freeze_embeddings "$FREEZE_EMBEDDINGS" \
     ${STEPS:+--steps "$STEPS"} ${REST[@]+"${REST[@]}"}

@@ -3,7 +3,7 @@
 set -euo pipefail
 . "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/env.sh"
 
-MODULE=text_diffusion.sample
+COMMAND=sample
 USAGE="usage: bash scripts/text_sample.sh CKPT [STEPS] [NUM_SAMPLES=10] [OUT_DIR] [BATCH_SIZE] [TOP_P] [CLAMP] \
 [SEQ_LEN] [SEED] [--flag value ...]"
 
@@ -13,7 +13,7 @@ positionals CKPT STEPS NUM_SAMPLES OUT_DIR BATCH_SIZE TOP_P CLAMP SEQ_LEN SEED -
 
 ensure_env
 # -P: a random.py in the working directory must not shadow Python's own.
-exec "$PYTHON" -P -m "$MODULE" --model_name_or_path "$CKPT" \
+exec "$PYTHON" -P -m text_diffusion "$COMMAND" --model_name_or_path "$CKPT" \
     ${STEPS:+--steps "$STEPS"} ${NUM_SAMPLES:+--num_samples "$NUM_SAMPLES"} ${OUT_DIR:+--out_dir "$OUT_DIR"} \
     ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} ${TOP_P:+--top_p "$TOP_P"} ${CLAMP:+--clamp "$CLAMP"} \
     ${SEQ_LEN:+--sequence_len "$SEQ_LEN"} ${SEED:+--seed "$SEED"} ${REST[@]+"${REST[@]}"}

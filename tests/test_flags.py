@@ -353,7 +353,7 @@ def test_names_are_neither_abbreviated_nor_guessed(
         error = one_sentence(capsys.readouterr().err)
         assert "unrecognized arguments" in error
         assert flag in error
-        assert "--help` lists the flags" in error
+        assert "--help lists the flags" in error
     assert files(tmp_path) == {}
 
 

@@ -8,8 +8,10 @@ import os
 import pty
 import re
 import shutil
+import signal
 import struct
 import subprocess
+import sys
 import termios
 from pathlib import Path
 from typing import Any
@@ -290,6 +292,29 @@ def test_ctrl_c(weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert sample.main(flags(model_name_or_path=weights)) == 130
     assert capsys.readouterr() == ("", "interrupted\n")
     assert set(files(weights.parent)) == {weights.name}
+
+
+def test_ctrl_c_leaves_no_empty_folder(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TextDiffusion, "decode", interrupted)
+    assert sample.main(flags(model_name_or_path=weights, show=0, out_dir=tmp_path / "new")) == 130
+    assert not (tmp_path / "new").exists()
+
+
+def test_ctrl_c_while_the_libraries_are_loaded(tmp_path: Path) -> None:
+    """PyTorch takes seconds to load; this one takes longer."""
+    (tmp_path / "torch.py").write_text("print('loading', flush=True)\nimport time\ntime.sleep(60)")
+    variables = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{SRC}"}
+    command = [sys.executable, "-m", "text_diffusion", "train"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=variables, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "interrupted\n")
+    assert process.returncode == 130
 
 
 # Sentences in the making

@@ -111,8 +111,9 @@ def test_stopping_often(go: Trained) -> None:
     whole = go("whole", **options)
     for step in range(1, 7):
         with pytest.MonkeyPatch.context() as patch:
-            stop_at(step, patch, signal.SIGTERM if step % 2 else signal.SIGINT)
-            go("parts", status=130, **options)
+            number = signal.SIGTERM if step % 2 else signal.SIGINT
+            stop_at(step, patch, number)
+            go("parts", status=128 + number, **options)
     parts = go("parts", **options)
     assert same(everything(parts, 7), everything(whole, 7))
     assert metrics(parts) == metrics(whole)
@@ -194,7 +195,7 @@ def test_stopping_during_validation(step: int, go: Trained, capsys: pytest.Captu
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_a_process(number: int, corpus: Path, tmp_path: Path, go: Trained) -> None:
-    """Ctrl-C for real: saved, said, status 130; and the same command then goes on as if nothing had happened."""
+    """Ctrl-C for real: saved, said, status 128 + the number; the same command goes on as if nothing had been."""
     options: dict[str, Any] = {"steps": 1_000_000, "log_interval": 20, "save_interval": 1_000_000, "dropout": 0.1}
     command = train_flags(corpus, tmp_path / "parts", **options)
     process = start("train", *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -206,7 +207,7 @@ def test_stopping_a_process(number: int, corpus: Path, tmp_path: Path, go: Train
         said += line
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + number, err
     assert out == ""
     last = err.splitlines()[-1]
     step = int(last.split()[3])
@@ -231,6 +232,16 @@ def test_killed_process_loses_what_was_not_saved_only(go: Trained, copied: Path,
     assert same(everything(copied, 6), everything(trained, 6))
     assert metrics(copied) == metrics(trained)
     assert metrics(copied, validation=True) == metrics(trained, validation=True)
+
+
+def test_metrics_that_no_checkpoint_goes_with_are_begun_anew(
+    go: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 8, "loss": 1.0}\n')
+    folder = go(steps=2, log_interval=1)
+    assert [row["step"] for row in metrics(folder)] == [1, 2]
+    assert "metrics.jsonl is begun anew" in capsys.readouterr().err
 
 
 def test_half_files_of_a_killed_process_go(go: Trained, copied: Path) -> None:

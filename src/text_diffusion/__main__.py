@@ -1,18 +1,26 @@
-"""`text-diffusion train|sample|train-word-level|train-byte-level`: the same commands as the scripts."""
+"""`text-diffusion COMMAND`: the same commands as the scripts."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 
-USAGE = """usage: text-diffusion COMMAND [--flag value ...]
+# name: module, and what it does
+COMMANDS = {
+    "train": ("train", "train a model (scripts/run_train.sh)"),
+    "sample": ("sample", "write sentences (scripts/text_sample.sh)"),
+    "train-word-level": ("tokenizer", "train a word-level tokenizer (src/utils/custom_tokenizer.py)"),
+    "train-byte-level": ("tokenizer", "train a byte-level tokenizer"),
+}
 
-  train                       train a model (scripts/run_train.sh)
-  sample                      write sentences (scripts/text_sample.sh)
-  train-word-level FILE       train a word-level tokenizer (src/utils/custom_tokenizer.py)
-  train-byte-level FILE       train a byte-level tokenizer
 
-`text-diffusion COMMAND --help` lists the flags."""
+def usage() -> str:
+    """What there is."""
+    lines = [f"  {name:<20}{help}" for name, (_, help) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: text-diffusion COMMAND [--flag value ...]", "", *lines, "", "`COMMAND --help` lists its flags."]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,23 +28,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
-        print(USAGE)
+        print(usage())
         return 0
-    if name == "train":
-        from text_diffusion import train
-
-        return train.main(arguments[1:])
-    if name == "sample":
-        from text_diffusion import sample
-
-        return sample.main(arguments[1:])
-    if name in ("train-word-level", "train-byte-level"):
-        from text_diffusion import tokenizer
-
-        return tokenizer.main(arguments)
-    known = "train, sample, train-word-level or train-byte-level"
-    print(f"error: COMMAND must be {known}, found {name!r}", file=sys.stderr)
-    return 1
+    if name not in COMMANDS:
+        print(f"error: COMMAND must be one of {', '.join(COMMANDS)}, found {name!r}", file=sys.stderr)
+        return 1
+    module = COMMANDS[name][0]
+    try:
+        command = importlib.import_module(f"text_diffusion.{module}")
+    except KeyboardInterrupt:  # loading PyTorch takes seconds; once it is there the command takes care of Ctrl-C
+        print("interrupted", file=sys.stderr)
+        return 130
+    status: int = command.main(arguments if module == "tokenizer" else arguments[1:])
+    return status
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **arguments)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; `{self.prog} --help` lists the flags")
+        raise UserError(f"{message}; --help lists the flags")
 
 
 def add_options(parser: argparse.ArgumentParser, *groups: type[Options]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -13,11 +14,15 @@ class UserError(ValueError):
 
 
 class Interrupted(Exception):
-    """The user pressed Ctrl-C (or the system sent SIGTERM); the message says what was saved and how to go on."""
+    """SIGINT (Ctrl-C) or SIGTERM came; the message says what was saved and how to go on."""
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run a command's ``main`` and return its exit status: 0, 1 after an error, 130 after Ctrl-C."""
+    """Run a command's ``main`` and return its exit status: 0, 1 after an error, 130 after Ctrl-C, 143 after SIGTERM."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter shows another; files have it
     try:
@@ -26,7 +31,7 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     except UserError as error:
         return _end(f"error: {error}", 1)
     except Interrupted as interruption:
-        return _end(str(interruption), 130)
+        return _end(str(interruption), 128 + interruption.number)
     except KeyboardInterrupt:
         return _end("interrupted", 130)
     except BrokenPipeError:  # `... | head`: the reader has gone, so nothing can be said and nothing more is flushed

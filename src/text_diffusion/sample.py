@@ -103,8 +103,14 @@ def command(argv: Sequence[str] | None) -> None:
         config = replace(config, steps=min(config.steps, model.diffusion.num_timesteps))
     path = output_path(config)
     denoising(model, config, 0, 1)  # a setting that is out of range is found before the folder is made
+    is_new = not path.parent.exists()
     check_writable(path.parent)
-    sentences = generate(model, config)
+    try:
+        sentences = generate(model, config)
+    except BaseException:
+        if is_new:
+            path.parent.rmdir()
+        raise
     text = contents(sentences, config)
     path = free_name(path, text)
     write_atomically(path, lambda file: file.write(text))

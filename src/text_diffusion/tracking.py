@@ -44,10 +44,10 @@ class Service(Protocol):
 class TensorBoard:
     """Scalars in the folder of the run."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, first: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: Any = SummaryWriter(str(folder / "tensorboard"))
+        self.writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
 
     def log(self, row: Row) -> None:
         """One point on each curve."""
@@ -63,10 +63,10 @@ class TensorBoard:
 class Wandb:
     """Weights & Biases; where and how (also offline) is wandb's own business, by its environment variables."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], id: str) -> None:
         import wandb
 
-        self.run: Any = wandb.init(project="text-diffusion", dir=str(folder), config=settings)
+        self.run: Any = wandb.init(project="text-diffusion", dir=str(folder), config=settings, id=id, resume="allow")
 
     def log(self, row: Row) -> None:
         """One point on each curve."""
@@ -80,13 +80,15 @@ class Wandb:
 class Tracker:
     """Takes in rows of metrics and shows them; a bar on a terminal, a line a row elsewhere, both on standard error."""
 
-    def __init__(self, folder: Path, service: str, settings: dict[str, Any], first: int, last: int) -> None:
+    def __init__(self, folder: Path, service: str, settings: dict[str, Any], id: str, first: int, last: int) -> None:
         self.service: Service | None = None
         if service == "tensorboard":
-            self.service = TensorBoard(folder)
+            self.service = TensorBoard(folder, first)
         elif service == "wandb":
-            self.service = Wandb(folder, settings)
+            self.service = Wandb(folder, settings, id)
         self.path = folder / "metrics.jsonl"
+        if first == 0 and self.path.is_file() and self.path.stat().st_size:
+            print(f"{self.path} is begun anew: the run before left no checkpoint to go on from", file=sys.stderr)
         trim(self.path, first)
         self.file = self.path.open("a", encoding="utf-8")
         self.on_terminal = sys.stderr.isatty()

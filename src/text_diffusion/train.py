@@ -44,7 +44,7 @@ def train(run: Run, state: TrainState) -> None:
     """
     config = run.config
     network: Any = torch.compile(state.model, dynamic=False) if config.compile else state.model
-    tracker = Tracker(run.folder, config.track, run.settings, state.step, config.steps)
+    tracker = Tracker(run.folder, config.track, run.settings, run.id, state.step, config.steps)
     meter = Meter(run)
     if run.resumed_meter:
         meter.load_state_dict(run.resumed_meter)
@@ -69,7 +69,8 @@ def train(run: Run, state: TrainState) -> None:
                 if stopping:
                     raise Interrupted(
                         f"stopped at step {state.step} of {config.steps} and saved in {run.folder}; "
-                        "run the same command again to go on"
+                        "run the same command again to go on",
+                        received[0],
                     )
                 meter.restart_clock()
     finally:
