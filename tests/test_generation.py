@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -65,7 +66,17 @@ def final(steps: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("self_condition", [False, True])
-@pytest.mark.parametrize("options", [{}, {"clamp": True}, {"top_p": 0.7}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"clamp": True},
+        {"top_p": 0.7},
+        {"sampler": "dpm-solver++", "churn": 4.0, "spacing": "log-snr"},
+        {"sampler": "heun", "halt": 1},
+    ],
+    ids=str,
+)
 def test_sentences_are_the_same_in_any_batch(options: dict[str, Any], self_condition: bool) -> None:
     """Alone or among others, across the blocks of 32 that noise is drawn in, whatever the size of the batch."""
     writer = build(self_condition)
@@ -112,6 +123,13 @@ def test_every_option_changes_something(writer: TextDiffusion) -> None:
         {"top_p": 0.5},
         {"clamp": True},
         {"clamp": True, "clamp_start": 20},
+        {"spacing": "log-snr"},
+        {"sampler": "ddim"},
+        {"sampler": "ddim", "eta": 0.5},
+        {"sampler": "dpm-solver++"},
+        {"sampler": "dpm-solver++", "churn": 2.0},
+        {"sampler": "heun"},
+        {"sampler": "heun", "churn": 8.0},
     ]
     results = {tuple(writer.sample(20, **{"steps": 5} | option)) for option in options}
     assert len(results) == len(options)
@@ -147,13 +165,70 @@ def test_network_sees_the_kept_timesteps_of_training(steps: int, time_scale: flo
     calls: list[tuple[Tensor, Tensor, Tensor | None]] = []
     writer.model.register_forward_pre_hook(lambda _, args: calls.append(args))
     walk = list(writer.denoising(0, 2, steps=steps, clamp=True))
-    kept = spaced_timesteps(T, steps)[::-1]
+    kept = spaced_timesteps(writer.diffusion.alphas_cumprod, steps)[::-1]
     assert [step.t for step in walk] == kept
     scale = 1000 / T if time_scale is None else time_scale
     assert [times.tolist() for _, times, _ in calls] == [pytest.approx([t * scale] * 2) for t in kept]
     assert all(seen is step.x_t for (seen, _, _), step in zip(calls, walk, strict=True))
     assert calls[0][2] is None
     assert all(call[2] is step.pred_xstart for call, step in zip(calls[1:], walk[:-1], strict=True))
+
+
+@pytest.mark.parametrize(("sampler", "least"), [("ancestral", 1), ("ddim", 1), ("dpm-solver++", 2), ("heun", 3)])
+@pytest.mark.parametrize("churn", [None, 3.0])
+def test_steps_are_network_calls(writer: TextDiffusion, sampler: str, least: int, churn: float | None) -> None:
+    """Whatever the sampler, the spacing, the churn."""
+    if churn and sampler in ("ancestral", "ddim"):
+        return
+    calls: list[int] = []
+    handle = writer.model.register_forward_hook(lambda *_: calls.append(1))
+    for steps in (least, 4, 5, T):
+        calls.clear()
+        walk = list(writer.denoising(0, 2, steps=steps, sampler=sampler, spacing="log-snr", churn=churn))
+        assert len(walk) == len(calls) == steps
+        assert (walk[0].t, walk[-1].t) == (T - 1, 0 if steps > 1 else T - 1)
+    handle.remove()
+
+
+def test_spacing_by_loss_takes_the_measured_one(writer: TextDiffusion) -> None:
+    """A loss that rises in the first fifth only puts most steps there."""
+    measured = replace(writer, info={"loss_by_timestep": [float(min(part, 10)) for part in range(50)]})
+    kept = [step.t for step in measured.denoising(0, 2, steps=11, spacing="loss")]
+    assert sum(t <= 10 for t in kept) >= 9
+    assert (kept[0], kept[-1]) == (T - 1, 0)
+
+
+# Halting
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_halting_follows_the_words(writer: TextDiffusion, patience: int) -> None:
+    """Against a walk over all calls: a sentence keeps the words that first stood for `patience` calls in a row."""
+    steps, n = T, 40
+
+    def words(walk: Any) -> Tensor:
+        return torch.stack([writer.model.get_logits(step.pred_xstart).argmax(dim=-1) for step in walk])
+
+    free, bound = (words(writer.denoising(0, n, steps=steps, seed=3, halt=halt)) for halt in (None, patience))
+    halted = 0
+    for i in range(n):
+        same = [bool(torch.equal(a[i], b[i])) for a, b in pairwise(free)]
+        runs = [k for k in range(patience, steps) if all(same[k - patience : k])]
+        end = runs[0] if runs else steps - 1
+        halted += end < steps - 1
+        assert torch.equal(bound[: end + 1, i], free[: end + 1, i])
+        assert torch.equal(bound[-1, i], free[end, i])
+    assert halted > 5, "sentences must halt for this test to mean anything"
+
+
+def test_halted_sentences_cost_nothing(writer: TextDiffusion) -> None:
+    sizes: list[int] = []
+    handle = writer.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    list(writer.denoising(0, 40, steps=30, seed=3, halt=1))
+    handle.remove()
+    assert sizes[0] == 40
+    assert sizes == sorted(sizes, reverse=True)
+    assert sum(sizes) < 0.8 * 30 * 40
 
 
 def test_sequence_len(writer: TextDiffusion) -> None:
@@ -164,7 +239,7 @@ def test_sequence_len(writer: TextDiffusion) -> None:
 
 def noises(writer: TextDiffusion, walk: list[Step]) -> list[Tensor]:
     """The noise that each x_t but the first was made with: x_t less the mean of p, over its std."""
-    process = writer.diffusion.respace(spaced_timesteps(T, len(walk)))
+    process = writer.diffusion.respace(spaced_timesteps(writer.diffusion.alphas_cumprod, len(walk)))
     found = []
     for s, (before, after) in zip(reversed(range(len(walk))), pairwise(walk), strict=False):
         p = process.p_mean_variance(before.pred_xstart, before.x_t, torch.full((len(before.x_t),), s))
@@ -276,9 +351,17 @@ def test_decoding(writer: TextDiffusion) -> None:
         ({"clamp_start": 20}, "expects clamp to be on"),
         ({"clamp_start": 0, "clamp": True}, "between 1 and 50, found 0"),
         ({"batch_size": -1}, "at least 1, found -1"),
-        ({"sampler": "euler"}, "one of ancestral, ddim, found 'euler'"),
+        ({"sampler": "euler"}, "one of ancestral, ddim, .*found 'euler'"),
         ({"eta": 0.5}, "belongs to the sampler ddim"),
         ({"eta": 1.5, "sampler": "ddim"}, "between 0 and 1, found 1.5"),
+        ({"churn": 1.0}, "belongs to the samplers dpm-solver.* found 1 with ancestral"),
+        ({"churn": -1.0, "sampler": "heun"}, "above 0, found -1 with heun"),
+        ({"sampler": "heun", "steps": 2}, "needs at least 3 STEPS .* found 2"),
+        ({"sampler": "dpm-solver++", "steps": 1}, "needs at least 2 STEPS, found 1"),
+        ({"sampler": "heun", "steps": T + 1}, "between 1 and 50, .* found 51"),
+        ({"spacing": "even"}, "one of uniform, log-snr, loss, found 'even'"),
+        ({"spacing": "loss"}, "expects weights that carry their loss"),
+        ({"halt": 0}, "at least 1 call, found 0"),
     ],
 )
 def test_bad_arguments_are_found_at_once(writer: TextDiffusion, options: dict[str, Any], message: str) -> None:

@@ -9,11 +9,16 @@ import torch
 from torch import Tensor
 
 from text_diffusion.errors import UserError
+from text_diffusion.schedules import named_betas
 from text_diffusion.timesteps import (
+    SPACINGS,
     TIMESTEP_SAMPLERS,
+    LossByTimestep,
     LossSecondMomentSampler,
     UniformSampler,
+    churned,
     evenly_spread,
+    loss_curve,
     spaced_timesteps,
 )
 
@@ -185,29 +190,117 @@ def test_state_survives_a_round_trip(rows: int) -> None:
 # Kept timesteps
 
 
+def abar(steps: int, name: str = "sqrt") -> Array:
+    """alphas_cumprod of a schedule, (T,)."""
+    values: Array = np.cumprod(1 - named_betas(name, steps), dtype=np.float64)
+    return values
+
+
+def rising(steps: int) -> Array:
+    """A loss that rises fast at first, then stands still."""
+    return np.minimum(np.sqrt(np.arange(steps) / steps), 0.6)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("steps", range(1, 51))
-def test_spaced_timesteps(steps: int) -> None:
-    """For every number of steps out of 50: that many, both ends kept, ascending, evenly."""
-    kept = spaced_timesteps(50, steps)
+def test_spaced_timesteps(steps: int, spacing: str) -> None:
+    """For every number of steps out of 50: that many, both ends kept, ascending."""
+    kept = spaced_timesteps(abar(50), steps, spacing, rising(50))
     assert len(kept) == steps
     assert kept[-1] == 49
     assert kept[0] == (0 if steps > 1 else 49)
-    gaps = np.diff(kept)
-    assert np.all(gaps >= 1)
-    assert steps == 1 or abs(np.array(kept) - np.linspace(0, 49, steps)).max() <= 0.5
+    assert np.all(np.diff(kept) >= 1)
+
+
+@pytest.mark.parametrize("steps", range(2, 51))
+def test_uniform_spacing_is_even(steps: int) -> None:
+    assert abs(np.array(spaced_timesteps(abar(50), steps)) - np.linspace(0, 49, steps)).max() <= 0.5
+
+
+def test_log_snr_spacing_is_even_in_log_snr() -> None:
+    a = abar(2000, "linear")
+    snr = np.log(a / (1 - a))[spaced_timesteps(a, 10, "log-snr")]
+    assert np.abs(np.diff(snr) / np.diff(snr).mean() - 1).max() < 0.05
+
+
+def test_loss_spacing_is_even_in_the_loss_where_it_rises() -> None:
+    """Until the loss stands still; from there on only the last timestep, or evenly."""
+    loss = rising(2000)
+    kept = spaced_timesteps(abar(2000), 20, "loss", loss)
+    rises = np.diff(loss[kept])[:-1]
+    assert np.abs(rises / rises.mean() - 1).max() < 0.1
+    flat = spaced_timesteps(abar(2000), 20, "loss", np.ones(2000))
+    assert np.abs(np.array(flat) - np.linspace(0, 1999, 20)).max() <= 0.5
 
 
 def test_all_timesteps_and_known_ones() -> None:
-    assert spaced_timesteps(2000, 2000) == list(range(2000))
-    assert spaced_timesteps(1, 1) == [0]
-    assert spaced_timesteps(2000, 2) == [0, 1999]
-    assert spaced_timesteps(101, 5) == [0, 25, 50, 75, 100]
+    assert spaced_timesteps(abar(2000), 2000) == list(range(2000))
+    assert spaced_timesteps(abar(2000), 2000, "log-snr") == list(range(2000))
+    assert spaced_timesteps(abar(1), 1) == [0]
+    assert spaced_timesteps(abar(2000), 2) == [0, 1999]
+    assert spaced_timesteps(abar(101), 5) == [0, 25, 50, 75, 100]
 
 
 @pytest.mark.parametrize("steps", [0, -1, 51, 2000])
 def test_steps_out_of_range(steps: int) -> None:
     with pytest.raises(UserError, match=f"between 1 and 50, .* found {steps}$"):
-        spaced_timesteps(50, steps)
+        spaced_timesteps(abar(50), steps)
+
+
+def test_bad_spacings() -> None:
+    with pytest.raises(UserError, match="one of uniform, log-snr, loss, found 'even'"):
+        spaced_timesteps(abar(50), 5, "even")
+    with pytest.raises(UserError, match="expects weights that carry their loss by timestep, found none"):
+        spaced_timesteps(abar(50), 5, "loss")
+
+
+# Churn
+
+
+@pytest.mark.parametrize(("churn", "factor"), [(2.0, 1.2), (100.0, 2**0.5)])
+def test_churn_raises_the_noise_by_its_factor(churn: float, factor: float) -> None:
+    """From every stop but the first and last, to the nearest timestep: 1 + min(churn / S, sqrt(2) - 1)."""
+    a = abar(2000, "linear")
+    timesteps = spaced_timesteps(a, 10, "log-snr")
+    together, stops = churned(a, timesteps, churn)
+    assert [together[i] for i in stops] == timesteps
+    ratio = np.sqrt(1 / a - 1)
+    raised = [ratio[together[i + 1]] / ratio[together[i]] for i in stops[1:-1]]
+    assert len(together) == 10 + 8
+    assert raised == pytest.approx([factor] * 8, rel=0.05)
+
+
+def test_no_churn_and_no_room_for_it() -> None:
+    """Without churn, or where all timesteps are kept, nothing is added."""
+    for timesteps, churn in (([0, 10, 40, 49], 0.0), (list(range(50)), 100.0)):
+        assert churned(abar(50), timesteps, churn) == (timesteps, list(range(len(timesteps))))
+
+
+# The loss by t
+
+
+def test_loss_by_timestep_is_a_decaying_mean() -> None:
+    curve = LossByTimestep(200)
+    generator = torch.Generator().manual_seed(0)
+    sums, counts = np.zeros(100), np.zeros(100)
+    for _ in range(50):
+        t = torch.randint(200, (64,), generator=generator)
+        loss = torch.rand(64, generator=generator)
+        curve.update(t, loss)
+        sums, counts = sums * 0.999, counts * 0.999
+        for one, value in zip(t.tolist(), loss.tolist(), strict=True):
+            sums[one // 2] += value
+            counts[one // 2] += 1
+    assert curve.means() == pytest.approx(sums / counts, rel=1e-4)
+    other = LossByTimestep(200)
+    assert other.means() is None
+    other.load_state_dict(curve.state_dict())
+    assert other.means() == curve.means()
+
+
+def test_loss_curve_goes_through_the_middles() -> None:
+    curve = loss_curve([1.0, 2.0, 4.0], 9)
+    assert curve.tolist() == pytest.approx([1, 1, 4 / 3, 5 / 3, 2, 8 / 3, 10 / 3, 4, 4])
 
 
 @pytest.mark.parametrize("count", [1, 10, 512, 2000, 5000])

@@ -9,7 +9,9 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from text_diffusion.errors import UserError
+from text_diffusion.samplers import SAMPLERS
 from text_diffusion.schedules import SCHEDULES
+from text_diffusion.timesteps import SPACINGS
 
 T = TypeVar("T", bound="Options")
 
@@ -125,8 +127,11 @@ class SampleConfig(Options):
 
     model_name_or_path: str = option("", "weights file (model*.pt or ema_*.pt)")
     steps: int = option(20, "network calls, 1..T (default at most T)")
-    sampler: str = option("ancestral", "how to walk back from noise", choices=("ancestral", "ddim"))
+    sampler: str = option("ancestral", "how to walk back from noise", choices=SAMPLERS)
+    spacing: str = option("uniform", "timesteps kept: evenly in t, in log-SNR or in measured loss", choices=SPACINGS)
     eta: float = option(0.0, "with --sampler ddim: share of the noise that each step draws anew", low=0.0, high=1.0)
+    churn: float = option(0.0, "with dpm-solver++ and heun: noise added again on the way, in all", low=0.0)
+    halt: int = option(0, "leave a sentence alone once its words have not changed for so many calls; 0: never", low=0)
     num_samples: int = option(10, "sentences to write", low=1)
     out_dir: str = option("", "folder for the samples; the weights file's if not given")
     batch_size: int = option(0, "sentences at once; 0: chosen", low=0)

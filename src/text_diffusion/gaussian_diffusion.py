@@ -51,7 +51,8 @@ class GaussianDiffusion:
             return torch.as_tensor(values, dtype=torch.float32, device=device)
 
         self.betas = betas
-        self.alphas_cumprod = abar = np.cumprod(1 - betas)
+        self.alphas_cumprod: Array = np.cumprod(1 - betas, dtype=np.float64)
+        abar = self.alphas_cumprod
         self.num_timesteps = len(betas)
         self.timesteps = list(range(len(betas)) if timesteps is None else timesteps)
         self.time_scale = 1000 / len(betas) if time_scale is None else time_scale

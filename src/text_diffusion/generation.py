@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.randomness import Stream, draw, normal, truncated_normal
-from text_diffusion.samplers import SAMPLERS, Step, ancestral, ddim
-from text_diffusion.timesteps import spaced_timesteps
+from text_diffusion.samplers import SAMPLERS, Denoise, Step, ancestral, ddim, dpm_solver, heun
+from text_diffusion.timesteps import churned, loss_curve, spaced_timesteps
 from text_diffusion.tokenizer import Tokenizer
 
 BATCH_MEMORY = 64 * 2**20  # bytes of activations or logits that a chosen batch may need at once
@@ -35,6 +36,65 @@ def load(path: str | Path, *, device: str = "auto", gpu: str = "all", tokenizer:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How sentences are made from noise.
+
+    Args:
+        steps: network calls, 1..T.
+        seed: of the noise.
+        sequence_len: tokens in a sentence, at most the model's, which is the default.
+        sampler: "ancestral", "ddim", "dpm-solver++" or "heun" (see `samplers`).
+        spacing: which timesteps are kept: "uniform", "log-snr" or "loss" (see `timesteps.spaced_timesteps`).
+        eta: of ddim, 0..1: the share of the noise that is drawn anew at each step; 0 if not given.
+        churn: of dpm-solver++ and heun: how much noise is added again on the way, in all; none if not given.
+        top_p: truncate the noise added at each step to |z| <= top_p (less variety, more typical sentences).
+        clamp: round each prediction of x_0 to the nearest words.
+        clamp_start: clamp only at timesteps t < clamp_start, 1..T; everywhere if not given.
+        halt: leave a sentence alone once its words have not changed for so many calls; never if not given.
+
+    Raises:
+        ValueError: arguments that contradict each other or are out of range.
+    """
+
+    steps: int = 20
+    seed: int = 10708
+    sequence_len: int | None = None
+    sampler: str = "ancestral"
+    spacing: str = "uniform"
+    eta: float | None = None
+    churn: float | None = None
+    top_p: float | None = None
+    clamp: bool = False
+    clamp_start: int | None = None
+    halt: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise UserError(f"the sampler must be one of {', '.join(SAMPLERS)}, found {self.sampler!r}")
+        if self.sampler == "heun" and self.steps < 3:
+            raise UserError(
+                f"the sampler heun needs at least 3 STEPS (it calls the network twice a step), found {self.steps}"
+            )
+        if self.sampler == "dpm-solver++" and self.steps < 2:
+            raise UserError(f"the sampler dpm-solver++ needs at least 2 STEPS, found {self.steps}")
+        if self.eta is not None and (self.sampler != "ddim" or not 0 <= self.eta <= 1):
+            raise UserError(
+                f"eta belongs to the sampler ddim and must be between 0 and 1, found {self.eta:g} with {self.sampler}"
+            )
+        if self.churn is not None and (self.sampler not in ("dpm-solver++", "heun") or not self.churn > 0):
+            raise UserError(
+                "churn belongs to the samplers dpm-solver++ and heun and must be above 0, "
+                f"found {self.churn:g} with {self.sampler}"
+            )
+        if self.top_p is not None and not self.top_p > 0:
+            raise UserError(f"TOP_P must be above 0 (it bounds the noise), found {self.top_p:g}")
+        if self.clamp_start is not None and not self.clamp:
+            raise UserError("clamp_start says from where to clamp, so it expects clamp to be on, found it off")
+        if self.halt is not None and self.halt < 1:
+            raise UserError(f"halt must be at least 1 call, found {self.halt}")
+
+
+@dataclass(frozen=True)
 class TextDiffusion:
     """A trained model that writes sentences."""
 
@@ -44,113 +104,74 @@ class TextDiffusion:
     sequence_len: int
     info: dict[str, Any]
 
-    def sample(
-        self,
-        n: int = 10,
-        *,
-        steps: int = 20,
-        seed: int = 10708,
-        batch_size: int | None = None,
-        sequence_len: int | None = None,
-        sampler: str = "ancestral",
-        eta: float | None = None,
-        top_p: float | None = None,
-        clamp: bool = False,
-        clamp_start: int | None = None,
-    ) -> list[str]:
+    def sample(self, n: int = 10, *, batch_size: int | None = None, **settings: Any) -> list[str]:
         """n sentences; sentence i depends on the seed and on i, not on n or on the batch size.
 
         Args:
             n: how many.
-            steps: network calls, 1..T.
-            seed: of the noise.
             batch_size: sentences at once; chosen by size if not given.
-            sequence_len: tokens in a sentence, at most the model's, which is the default.
-            sampler: "ancestral" or "ddim".
-            eta: of ddim, 0..1: the share of the noise that is drawn anew at each step; 0 if not given.
-            top_p: truncate the noise added at each step to |z| <= top_p (less variety, more typical sentences).
-            clamp: round each prediction of x_0 to the nearest words.
-            clamp_start: clamp only at timesteps t < clamp_start, 1..T; everywhere if not given.
+            settings: those of `Sampling`: steps=20, seed=10708, sampler="ancestral", ...
 
         Raises:
             ValueError: an argument is out of range.
         """
         if n < 0:
             raise UserError(f"the number of samples must not be negative, found {n}")
-        sentences: list[str] = []
         if batch_size is not None and batch_size < 1:
             raise UserError(f"the batch size must be at least 1, found {batch_size}")
+        sentences: list[str] = []
         size = batch_size or self.choose_batch_size(n)
         for start in range(0, n, size):
-            stop = min(start + size, n)
-            steps_taken = self.denoising(
-                start,
-                stop,
-                steps=steps,
-                seed=seed,
-                sequence_len=sequence_len,
-                sampler=sampler,
-                eta=eta,
-                top_p=top_p,
-                clamp=clamp,
-                clamp_start=clamp_start,
-            )
-            last = deque(steps_taken, maxlen=1).pop()
+            last = deque(self.denoising(start, min(start + size, n), **settings), maxlen=1).pop()
             sentences += self.decode(last.pred_xstart)
         return sentences
 
-    def denoising(
-        self,
-        start: int,
-        stop: int,
-        *,
-        steps: int = 20,
-        seed: int = 10708,
-        sequence_len: int | None = None,
-        sampler: str = "ancestral",
-        eta: float | None = None,
-        top_p: float | None = None,
-        clamp: bool = False,
-        clamp_start: int | None = None,
-    ) -> Iterator[Step]:
-        """The sentences start..stop-1 of a seed, step by step; arguments as for `sample`.
+    def denoising(self, start: int, stop: int, **settings: Any) -> Iterator[Step]:
+        """The sentences start..stop-1 of a seed, step by step; settings are those of `Sampling`.
 
         Raises:
             ValueError: an argument is out of range (at once, not at the first step).
         """
-        length = sequence_len or self.sequence_len
+        how = Sampling(**settings)
+        T = self.diffusion.num_timesteps
+        length = how.sequence_len or self.sequence_len
         if not 3 <= length <= self.sequence_len:
             raise UserError(f"SEQ_LEN must be between 3 and {self.sequence_len}, the model's, found {length}")
-        if top_p is not None and not top_p > 0:
-            raise UserError(f"TOP_P must be above 0 (it bounds the noise), found {top_p:g}")
-        if sampler not in SAMPLERS:
-            raise UserError(f"the sampler must be one of {', '.join(SAMPLERS)}, found {sampler!r}")
-        if eta is not None and (sampler != "ddim" or not 0 <= eta <= 1):
-            raise UserError(
-                f"eta belongs to the sampler ddim and must be between 0 and 1, found {eta:g} with {sampler}"
-            )
-        if clamp_start is not None and not clamp:
-            raise UserError("clamp_start says from where to clamp, so it expects clamp to be on, found it off")
-        if clamp_start is not None and not 1 <= clamp_start <= self.diffusion.num_timesteps:
-            raise UserError(f"clamp_start must be between 1 and {self.diffusion.num_timesteps}, found {clamp_start}")
-        process = self.diffusion.respace(spaced_timesteps(self.diffusion.num_timesteps, steps))
+        if how.clamp_start is not None and not 1 <= how.clamp_start <= T:
+            raise UserError(f"clamp_start must be between 1 and {T}, found {how.clamp_start}")
+        process, sampler = self._sampler(how)
         shape, device = (length, self.model.config.in_channel), self.diffusion.device
-        inner = normal if top_p is None else truncated_normal(top_p)
+        inner = normal if how.top_p is None else truncated_normal(how.top_p)
 
         def noise(s: int) -> Tensor:
-            distribution = normal if s == steps else inner
-            return draw(distribution, (seed, Stream.SAMPLE, s), start, stop, shape, device)
+            distribution = normal if s == process.num_timesteps else inner
+            return draw(distribution, (how.seed, Stream.SAMPLE, s), start, stop, shape, device)
 
         def denoise(x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
             pred_xstart: Tensor = self.model(x_t, process.network_time(t), previous)
-            timestep = process.timesteps[int(t[0])] if clamp else 0
-            if clamp and (clamp_start is None or timestep < clamp_start):
+            if how.clamp and process.timesteps[int(t[0])] < (how.clamp_start or T):
                 pred_xstart = nearest_embedding(pred_xstart, self.model.word_embedding.weight)
             return pred_xstart
 
-        if sampler == "ddim":
-            return _without_grad(ddim(denoise, process, noise, eta or 0.0))
-        return _without_grad(ancestral(denoise, process, noise))
+        settled = denoise if how.halt is None else Halting(denoise, self.model, how.halt)
+        return _without_grad(sampler(settled, process, noise))
+
+    def _sampler(self, how: Sampling) -> tuple[GaussianDiffusion, Callable[..., Iterator[Step]]]:
+        """The process that the settings keep of the training one, and the generator that walks it."""
+        abar = self.diffusion.alphas_cumprod
+        means = self.info.get("loss_by_timestep")
+        loss = loss_curve(means, len(abar)) if means else None
+        levels = how.steps // 2 + 1 if how.sampler == "heun" else how.steps
+        spaced_timesteps(abar, how.steps)  # the range that is named in an error is that of the calls
+        kept = spaced_timesteps(abar, levels, how.spacing, loss)
+        if how.sampler == "ancestral":
+            return self.diffusion.respace(kept), ancestral
+        if how.sampler == "ddim":
+            return self.diffusion.respace(kept), partial(ddim, eta=how.eta or 0.0)
+        together, stops = churned(abar, kept, how.churn or 0.0)
+        if how.sampler == "dpm-solver++":
+            return self.diffusion.respace(together), partial(dpm_solver, stops=stops)
+        return self.diffusion.respace(together), partial(heun, stops=stops, correct_last=how.steps % 2 == 1)
 
     @torch.no_grad()
     def decode(self, x: Tensor, whole: bool = False) -> list[str]:
@@ -171,6 +192,34 @@ def nearest_embedding(x: Tensor, embeddings: Tensor) -> Tensor:
     # argmin |x - e|^2 = argmax x.e - |e|^2 / 2
     scores = x @ embeddings.T - embeddings.square().sum(dim=1) / 2
     return embeddings[scores.argmax(dim=-1)]
+
+
+class Halting:
+    """A denoiser that leaves a sentence alone once its words have not changed for `patience` calls.
+
+    Of a sentence that has settled the last prediction stays; the network sees only the others.
+    """
+
+    def __init__(self, denoise: Denoise, model: TransformerNetModel, patience: int) -> None:
+        self.denoise, self.model, self.patience = denoise, model, patience
+        self.words = self.unchanged = torch.empty(0)
+
+    def __call__(self, x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        if previous is None:
+            pred_xstart = self.denoise(x_t, t, None)
+            self.words = self.model.get_logits(pred_xstart).argmax(dim=-1)  # (B, L)
+            self.unchanged = torch.zeros(len(x_t), dtype=torch.long, device=x_t.device)
+            return pred_xstart
+        moving = (self.unchanged < self.patience).nonzero().squeeze(1)
+        pred_xstart = previous.clone()
+        if len(moving):
+            pred_xstart[moving] = self.denoise(x_t[moving], t[moving], previous[moving])
+            words = self.model.get_logits(pred_xstart[moving]).argmax(dim=-1)
+            same = (words == self.words[moving]).all(dim=1)
+            self.unchanged[moving] = torch.where(same, self.unchanged[moving] + 1, 0)
+            self.words[moving] = words
+        return pred_xstart
 
 
 def _without_grad(steps: Iterator[Step]) -> Iterator[Step]:

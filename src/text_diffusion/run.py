@@ -25,7 +25,7 @@ from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.randomness import Stream, mix
 from text_diffusion.schedules import named_betas
 from text_diffusion.state import TrainState, find_checkpoint
-from text_diffusion.timesteps import TIMESTEP_SAMPLERS
+from text_diffusion.timesteps import TIMESTEP_SAMPLERS, LossByTimestep
 from text_diffusion.tokenizer import Tokenizer
 from text_diffusion.tracking import check_extra
 
@@ -179,7 +179,8 @@ def new_state(run: Run) -> TrainState:
         model.parameters(), lr=run.config.lr, weight_decay=run.config.weight_decay, fused=run.device.type != "mps"
     )
     sampler = TIMESTEP_SAMPLERS[run.diffusion_config.schedule_sampler](run.diffusion.num_timesteps)
-    return TrainState(model, [EMA(model, rate) for rate in run.config.ema_rate], optimizer, sampler)
+    emas = [EMA(model, rate) for rate in run.config.ema_rate]
+    return TrainState(model, emas, optimizer, sampler, LossByTimestep(run.diffusion.num_timesteps, run.device))
 
 
 def resume(run: Run, state: TrainState, opt: dict[str, Any], saved: dict[str, Any]) -> None:

@@ -44,10 +44,13 @@ def denoising(model: TextDiffusion, config: SampleConfig, start: int, stop: int)
         seed=config.seed,
         sequence_len=config.sequence_len or None,
         sampler=config.sampler,
+        spacing=config.spacing,
         eta=config.eta or None,
+        churn=config.churn or None,
         top_p=config.top_p or None,
         clamp=config.clamp == "clamp",
         clamp_start=config.clamp_start or None,
+        halt=config.halt or None,
     )
 
 
@@ -71,7 +74,7 @@ def contents(sentences: Sequence[str], config: SampleConfig) -> bytes:
     """The text of the output file, plain or as JSON lines."""
     lines = list(sentences)
     if config.format == "jsonl":
-        names = ("seed", "steps", "sampler", "eta", "top_p", "clamp", "clamp_start")
+        names = ("seed", "steps", "sampler", "spacing", "eta", "churn", "top_p", "clamp", "clamp_start", "halt")
         about = {name: getattr(config, name) for name in names} | {"weights": Path(config.model_name_or_path).name}
         lines = [json.dumps({"text": text, "index": i, **about}, ensure_ascii=False) for i, text in enumerate(lines)]
     return "".join(line + "\n" for line in lines).encode()

@@ -1,26 +1,33 @@
 """From noise to sentences: samplers are generators of one signature, and somebody else prints.
 
-    sampler(denoise, diffusion, noise) yields a Step for each kept timestep, from the noisiest to t = 0
+    sampler(denoise, diffusion, noise) yields a Step for each network call, from the noisiest level to t = 0
 
 `denoise(x_t, t, previous)` predicts x_0; `previous` is its own last prediction, which self-conditioning uses.
-`noise(s)` gives the (B, L, D) standard normal draws of kept step s; noise(S), S the number of steps, is the start.
+`noise(s)` gives the (B, L, D) standard normal draws of level s; noise(S), S the number of levels, is the start.
 The result is the last prediction of x_0: q's first noise is never decoded.
+
+`ancestral` and `ddim` draw from p(x_{t-1} | x_t). `dpm_solver` and `heun` follow to second order the flow that has the
+same marginals, dy/dr = (y - x_0) / r for y = x_t / alpha_t, r = sigma_t / alpha_t (arXiv 2206.00364, eq. 4), where
+alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t); `ddim` with eta = 0 follows it to first order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from text_diffusion.gaussian_diffusion import Gaussian, GaussianDiffusion
+from text_diffusion.schedules import Array
 
 Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 NoiseSource = Callable[[int], Tensor]
-SAMPLERS = ("ancestral", "ddim")
+SAMPLERS = ("ancestral", "ddim", "dpm-solver++", "heun")
 
 
 @dataclass(frozen=True)
@@ -57,3 +64,92 @@ def _walk(
         yield Step(diffusion.timesteps[s], x_t, pred_xstart)
         if s > 0:
             x_t = reverse(pred_xstart, x_t, t).sample(noise(s))
+
+
+def dpm_solver(
+    denoise: Denoise, diffusion: GaussianDiffusion, noise: NoiseSource, stops: Sequence[int] | None = None
+) -> Iterator[Step]:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), one network call a step.
+
+    With lambda = log(alpha / sigma) and h = lambda_s - lambda_t for the step t -> s:
+    x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^{-h}) D,    D = x_0 + h / (2 h_before) (x_0 - x_0_before).
+
+    Args:
+        denoise: see above.
+        diffusion: the respaced process.
+        noise: see above.
+        stops: levels to stop at; from each the noise is raised to the next level, if that is none (see `churned`).
+    """
+    alpha, sigma = _levels(diffusion)
+    lam = np.log(alpha / sigma)
+    x_t, previous, h_before = noise(diffusion.num_timesteps), None, 0.0
+    for level, below in _path(diffusion, stops):
+        x_t, t = _raised(diffusion, x_t, level, stops, noise)
+        pred_xstart = denoise(x_t, _full(x_t, t), previous)
+        yield Step(diffusion.timesteps[t], x_t, pred_xstart)
+        if below is None:
+            return
+        h = lam[below] - lam[t]
+        D = pred_xstart
+        if previous is not None:
+            D = pred_xstart + float(h / (2 * h_before)) * (pred_xstart - previous)
+        x_t = float(sigma[below] / sigma[t]) * x_t - float(alpha[below] * np.expm1(-h)) * D
+        previous, h_before = pred_xstart, h
+
+
+def heun(
+    denoise: Denoise,
+    diffusion: GaussianDiffusion,
+    noise: NoiseSource,
+    stops: Sequence[int] | None = None,
+    correct_last: bool = True,
+) -> Iterator[Step]:
+    """Heun's method (Karras et al. 2022, arXiv 2206.00364, algorithm 2): the slope is the mean of both ends'.
+
+    Two network calls a step, one to predict at t = 0, and one less if the last step is not corrected.
+    Arguments as for `dpm_solver`.
+    """
+    alpha, sigma = _levels(diffusion)
+    r = sigma / alpha
+    x_t, pred_xstart = noise(diffusion.num_timesteps), None
+    for level, below in _path(diffusion, stops):
+        x_t, t = _raised(diffusion, x_t, level, stops, noise)
+        pred_xstart = denoise(x_t, _full(x_t, t), pred_xstart)
+        yield Step(diffusion.timesteps[t], x_t, pred_xstart)
+        if below is None:
+            return
+        slope = (x_t / float(alpha[t]) - pred_xstart) / float(r[t])
+        y = float(r[below] / r[t]) * (x_t / float(alpha[t])) + float(1 - r[below] / r[t]) * pred_xstart
+        x_t = float(alpha[below]) * y
+        if below > 0 or correct_last:
+            pred_xstart = denoise(x_t, _full(x_t, below), pred_xstart)
+            yield Step(diffusion.timesteps[below], x_t, pred_xstart)
+            bend = (y - pred_xstart) / float(r[below]) - slope
+            x_t = float(alpha[below]) * (y + float(r[below] - r[t]) / 2 * bend)
+
+
+def _levels(diffusion: GaussianDiffusion) -> tuple[Array, Array]:
+    """alpha and sigma of every level, (S,) float64."""
+    abar = diffusion.alphas_cumprod
+    return np.sqrt(abar), np.sqrt(1 - abar)
+
+
+def _path(diffusion: GaussianDiffusion, stops: Sequence[int] | None) -> Iterator[tuple[int, int | None]]:
+    """The stops from the noisiest down, each with the next one; the last has none."""
+    down = sorted(range(diffusion.num_timesteps) if stops is None else stops, reverse=True)
+    return zip_longest(down, down[1:])
+
+
+def _raised(
+    diffusion: GaussianDiffusion, x_t: Tensor, level: int, stops: Sequence[int] | None, noise: NoiseSource
+) -> tuple[Tensor, int]:
+    """x at a stop, taken by q to the level above if that is not itself a stop; and the level it is at then."""
+    above = level + 1
+    if stops is None or above in stops or above == diffusion.num_timesteps:
+        return x_t, level
+    kept = diffusion.alphas_cumprod[above] / diffusion.alphas_cumprod[level]
+    return float(np.sqrt(kept)) * x_t + float(np.sqrt(1 - kept)) * noise(above), above
+
+
+def _full(x_t: Tensor, t: int) -> Tensor:
+    return torch.full((len(x_t),), t, device=x_t.device)

@@ -14,7 +14,7 @@ from text_diffusion.checkpoint import opt_path, resumable_steps, state_of, weigh
 from text_diffusion.ema import EMA
 from text_diffusion.errors import UserError
 from text_diffusion.modeling import TransformerNetModel
-from text_diffusion.timesteps import TimestepSampler
+from text_diffusion.timesteps import LossByTimestep, TimestepSampler
 
 
 @dataclass
@@ -25,6 +25,7 @@ class TrainState:
     emas: list[EMA[TransformerNetModel]]
     optimizer: torch.optim.Optimizer
     timestep_sampler: TimestepSampler
+    loss_by_timestep: LossByTimestep
     step: int = 0
     seconds: float = 0.0  # of training, over all the times it was resumed
 
@@ -48,6 +49,7 @@ class TrainState:
     def _write(
         self, paths: list[Path], folder: Path, run: str, about: dict[str, Any], extra: dict[str, Any]
     ) -> list[Path]:
+        about = about | {"loss_by_timestep": self.loss_by_timestep.means()}
         for rate, model in [(None, self.model), *((ema.rate, ema.model) for ema in self.emas)]:
             path = _not_foreign(weights_path(folder, self.step, rate), run)
             contents = {"run": run, "step": self.step, "ema_rate": rate, "state": state_of(model)}
@@ -61,6 +63,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "emas": [{"rate": e.rate, "updates": e.updates, "state": state_of(e.model)} for e in self.emas],
             "timestep_sampler": self.timestep_sampler.state_dict(),
+            "loss_by_timestep": self.loss_by_timestep.state_dict(),
         }
         checkpoint.write(opt_path(folder, self.step), contents | extra)
         return paths
@@ -81,6 +84,7 @@ class TrainState:
             checkpoint.load_state(ema.model, saved["state"], opt_path(folder, opt["step"]))
             ema.updates = saved["updates"]
         self.timestep_sampler.load_state_dict(opt["timestep_sampler"])
+        self.loss_by_timestep.load_state_dict(opt["loss_by_timestep"])
         self.step, self.seconds = opt["step"], opt["seconds"]
 
 

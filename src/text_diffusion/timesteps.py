@@ -2,26 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from text_diffusion.errors import UserError
+from text_diffusion.schedules import Array
+
+SPACINGS = ("uniform", "log-snr", "loss")
 
 
-def spaced_timesteps(diffusion_steps: int, steps: int) -> list[int]:
-    """The `steps` timesteps kept by a sampler, evenly from 0 to T - 1, both included (a single step is T - 1).
+def spaced_timesteps(
+    alphas_cumprod: Array, steps: int, spacing: str = "uniform", loss: Array | None = None
+) -> list[int]:
+    """The `steps` timesteps kept by a sampler, ascending, 0 and T - 1 included (a single step is T - 1).
+
+    Args:
+        alphas_cumprod: abar, (T,).
+        steps: how many, 1..T.
+        spacing: what grows evenly from one to the next: `uniform` t itself, `log-snr` log(abar / (1 - abar)), `loss`
+            the mse measured in training, so that more steps go where prediction gets harder faster.
+        loss: the mse by t, (T,), for `loss`.
 
     Raises:
-        UserError: steps is not in 1..T.
+        UserError: steps is not in 1..T; no such spacing, or the loss was not measured.
     """
-    if not 1 <= steps <= diffusion_steps:
-        raise UserError(
-            f"STEPS must be between 1 and {diffusion_steps}, the steps that the model was trained with, found {steps}"
-        )
+    T = len(alphas_cumprod)
+    if not 1 <= steps <= T:
+        raise UserError(f"STEPS must be between 1 and {T}, the steps that the model was trained with, found {steps}")
+    if spacing == "uniform":
+        scale = np.arange(T, dtype=np.float64)
+    elif spacing == "log-snr":
+        scale = np.log1p(-alphas_cumprod) - np.log(alphas_cumprod)
+    elif spacing == "loss":
+        if loss is None:
+            raise UserError("the spacing `loss` expects weights that carry their loss by timestep, found none in these")
+        scale = np.maximum.accumulate(loss - loss.min())
+        scale = scale + 0.01 * max(scale[-1], 1e-9) * np.arange(T) / T  # where it stands still, evenly
+    else:
+        raise UserError(f"the spacing must be one of {', '.join(SPACINGS)}, found {spacing!r}")
     if steps == 1:
-        return [diffusion_steps - 1]
-    return [round(i * (diffusion_steps - 1) / (steps - 1)) for i in range(steps)]
+        return [T - 1]
+    kept = np.rint(np.interp(np.linspace(scale[0], scale[-1], steps), scale, np.arange(T))).astype(int)
+    return _distinct(kept, T).tolist()  # type: ignore[no-any-return]
+
+
+def _distinct(timesteps: npt.NDArray[np.int64], diffusion_steps: int) -> npt.NDArray[np.int64]:
+    """Ascending timesteps, moved apart as little as makes them distinct, within 0..T - 1."""
+    places = np.arange(len(timesteps))
+    apart = np.maximum.accumulate(timesteps - places) + places
+    return np.minimum(apart, diffusion_steps - len(timesteps) + places)
+
+
+def churned(alphas_cumprod: Array, timesteps: Sequence[int], churn: float) -> tuple[list[int], list[int]]:
+    """Timesteps for a sampler that raises the noise again before each step (arXiv 2206.00364, algorithm 2).
+
+    sigma / alpha rises by the factor 1 + min(churn / S, sqrt(2) - 1), S the number of steps, to the nearest timestep of
+    training, if that is below the next one kept.
+
+    Returns:
+        all timesteps, ascending; and the positions among them of those that were given, the stops.
+    """
+    noise = np.sqrt(1 / alphas_cumprod - 1)
+    factor = 1 + min(churn / len(timesteps), np.sqrt(2) - 1)
+    both = set(timesteps)
+    for t, following in pairwise(timesteps):
+        raised = int(np.abs(np.log(noise / (noise[t] * factor))).argmin())
+        if t > 0 and raised < following:  # at t = 0 nothing follows but the last prediction
+            both.add(raised)
+    together = sorted(both)
+    return together, [together.index(t) for t in timesteps]
 
 
 class UniformSampler:
@@ -90,6 +144,42 @@ class LossSecondMomentSampler:
         """Take back what `state_dict` gave."""
         self.losses.copy_(state["losses"])
         self.counts.copy_(state["counts"])
+
+
+class LossByTimestep:
+    """The mse at each t as training goes: means over the last thousand steps or so, in BINS equal parts of 0..T-1."""
+
+    BINS = 100
+    DECAY = 0.999
+
+    def __init__(self, diffusion_steps: int, device: torch.device | str = "cpu") -> None:
+        self.diffusion_steps = diffusion_steps
+        self.totals = torch.zeros(2, min(self.BINS, diffusion_steps), device=device)  # of the losses, and how many
+
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        """Take in the losses (B,) at the timesteps t (B,); waits for nothing."""
+        part = t * self.totals.shape[1] // self.diffusion_steps
+        self.totals.mul_(self.DECAY).index_add_(1, part, torch.stack([losses, torch.ones_like(losses)]))
+
+    def means(self) -> list[float] | None:
+        """The mean loss of each part; none as long as one of them has not been met."""
+        sums, counts = self.totals.cpu()
+        return (sums / counts).tolist() if bool((counts > 0).all()) else None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What resuming needs."""
+        return {"totals": self.totals.cpu()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state_dict` gave."""
+        self.totals.copy_(state["totals"])
+
+
+def loss_curve(means: Sequence[float], diffusion_steps: int) -> Array:
+    """The loss at every t, (T,), from its means over equal parts."""
+    middles = (np.arange(len(means)) + 0.5) * diffusion_steps / len(means) - 0.5
+    curve: Array = np.interp(np.arange(diffusion_steps), middles, np.asarray(means))
+    return curve
 
 
 TimestepSampler = UniformSampler | LossSecondMomentSampler

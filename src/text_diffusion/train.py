@@ -114,6 +114,7 @@ def train_step(run: Run, state: TrainState, network: Any) -> tuple[dict[str, Ten
     state.step += 1
     values = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
     state.timestep_sampler.update(t, values["mse"])
+    state.loss_by_timestep.update(t, values["mse"])
     return values | {"t": t}, grad_norm
 
 
