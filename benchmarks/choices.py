@@ -2,7 +2,8 @@
 
     python benchmarks/choices.py --steps 4000 --seeds 102,103 "" "--norm post" "--self_condition False"
 
-Each argument is a set of flags for the training command ("" is the default). One JSON line a setting and seed.
+Each argument is a set of flags for the training command ("" is the default). One JSON line a setting and seed, and all
+of them into results.json.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from common import train
+from common import record, train
 from quality import simple_figures, simple_language
 
 from text_diffusion import load
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--calls", default="8,20")
     args = parser.parse_args()
     grammar, lines = simple_language()
+    rows = []
     for seed in args.seeds.split(","):
         for flags in args.flags:
             with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +42,9 @@ def main() -> None:
                 for calls in map(int, args.calls.split(",")):
                     figures = simple_figures(model.sample(args.samples, steps=calls), grammar, lines)
                     row = {"flags": flags, "seed": int(seed), "seconds": round(trained.seconds), "calls": calls}
-                    print(json.dumps(row | figures), flush=True)
+                    rows.append(row | figures)
+                    print(json.dumps(rows[-1]), flush=True)
+                    record("choices", {"samples": args.samples, "rows": rows})
 
 
 if __name__ == "__main__":

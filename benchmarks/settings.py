@@ -1,6 +1,6 @@
-"""Time and memory of training settings: a few steps of the real command each, as a Markdown table.
+"""Time and memory of training settings: a few steps of the real command each.
 
-python benchmarks/settings.py > settings.md
+python benchmarks/settings.py          writes the table in docs/troubleshooting.md
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from common import machine, train
+import table
+from common import record, train
 
 # size, batch, length, flags, steps to run
 SETTINGS = (
@@ -28,8 +29,8 @@ SETTINGS = (
 
 
 def main() -> None:
-    """Print one row a setting."""
-    print("| size | batch | L | other flags | steps/s | sentences/s | peak memory |\n|---|---|---|---|---|---|---|")
+    """Measure each setting; the table is written again after each."""
+    done = []
     for size, batch, length, flags, steps in SETTINGS:
         with tempfile.TemporaryDirectory() as scratch:
             more = f"--size {size} --batch_size {batch} --sequence_len {length} {flags} --eval_interval 0"
@@ -37,12 +38,11 @@ def main() -> None:
             trained = train(Path(scratch, "run"), "simple", steps, [*more.split(), *log])
             rows = [json.loads(line) for line in (trained.weights.parent / "metrics.jsonl").read_text().splitlines()]
         speed = max(row["sentences_per_s"] for row in rows)  # the first row pays for warming up
-        print(
-            f"| {size} | {batch} | {length} | {flags and f'`{flags}`'} | {speed / batch:.3g} | {speed:.3g} | "
-            f"{trained.peak_mb:.0f} MB |",
-            flush=True,
-        )
-    print(f"\n{machine()}")
+        row = {"size": size, "batch": batch, "length": length, "flags": flags}
+        done.append(row | {"sentences_per_s": speed, "peak_mb": trained.peak_mb})
+        print(done[-1], flush=True)
+        record("settings", {"rows": done})
+        table.write()
 
 
 if __name__ == "__main__":

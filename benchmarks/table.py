@@ -1,8 +1,9 @@
-"""Writes the table "Measured" of the README from results.json, between two marks."""
+"""Writes the tables of README and docs from results.json, each between its two marks."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from common import RESULTS, ROOT
@@ -72,11 +73,10 @@ def render(results: dict[str, Any]) -> str:
             *t["examples"],
             "```",
         ]
-    if lines:
-        machines = {part["machine"] for part in results.values()}
-        for machine in sorted(machines):
-            names = ", ".join(name for name, part in results.items() if part["machine"] == machine)
-            lines += ["", f"Measured on {machine}: {names}."]
+    shown = {name: part for name, part in results.items() if name in ("simple", "shipped", "greetings", "text")}
+    for machine in sorted({part["machine"] for part in shown.values()}):
+        names = ", ".join(name for name, part in shown.items() if part["machine"] == machine)
+        lines += ["", f"Measured on {machine}: {names}."]
     return "\n".join(lines)
 
 
@@ -89,16 +89,34 @@ def render_curve(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def render_settings(results: dict[str, Any]) -> str:
+    """Time and memory of training settings, as Markdown."""
+    lines = [
+        "| size | batch | L | other flags | steps/s | sentences/s | peak memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    part = results.get("settings", {"rows": [], "machine": "nothing yet"})
+    for row in part["rows"]:
+        speed, flags = row["sentences_per_s"], row["flags"] and f"`{row['flags']}`"
+        cells = (row["size"], row["batch"], row["length"], flags, f"{speed / row['batch']:.3g}", f"{speed:.3g}")
+        lines.append(f"| {' | '.join(map(str, cells))} | {row['peak_mb']:.0f} MB |")
+    return "\n".join([*lines, "", f"Measured on {part['machine']}."])
+
+
+PLACES: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
+    ("README.md", "measured", render),
+    ("README.md", "curve", render_curve),
+    ("docs/troubleshooting.md", "settings", render_settings),
+)
+
+
 def write() -> None:
-    """Put the tables into the README."""
-    readme = ROOT / "README.md"
+    """Put every table into its place."""
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    text = readme.read_text(encoding="utf-8")
-    for name, body in (("measured", render(results)), ("curve", render_curve(results))):
-        begin, end = f"<!-- {name}: written by benchmarks/quality.py -->", f"<!-- /{name} -->"
-        before, _, rest = text.partition(begin)
-        _, _, after = rest.partition(end)
-        if not rest:
-            raise SystemExit(f"README.md: expected the mark {begin}, found none")
-        text = f"{before}{begin}\n{body}\n{end}{after}"
-    readme.write_text(text, encoding="utf-8")
+    for file, name, renderer in PLACES:
+        path = ROOT / file
+        begin, end = f"<!-- {name}: written by benchmarks -->", f"<!-- /{name} -->"
+        before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+        if not found:
+            raise SystemExit(f"{file}: expected the mark {begin}, found none")
+        path.write_text(f"{before}{begin}\n{renderer(results)}\n{end}{rest.partition(end)[2]}", encoding="utf-8")

@@ -1,0 +1,81 @@
+"""Quality against network calls, for every sampler and spacing: which default is the best?
+
+python benchmarks/frontier.py WEIGHTS ...          of `simple`; each figure is the mean over the weights files given
+python benchmarks/frontier.py --train 102,103,104  trains them first, by the default command with these seeds
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from common import record, train
+from quality import simple_figures, simple_language
+
+from text_diffusion import load
+from text_diffusion.memory import keep_freed_memory
+from text_diffusion.timesteps import SPACINGS
+
+CALLS = (2, 4, 8, 12, 16, 20)
+WAYS: tuple[dict[str, Any], ...] = (
+    {"sampler": "ancestral"},
+    {"sampler": "ddim"},
+    {"sampler": "ddim", "eta": 0.5},
+    {"sampler": "dpm-solver++"},
+    {"sampler": "dpm-solver++", "churn": 2.0},
+    {"sampler": "heun"},
+    {"sampler": "ancestral", "halt": 3},
+)
+
+
+def main() -> None:
+    """One JSON line a way, spacing and number of calls; all of them into results.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", nargs="*")
+    parser.add_argument("--train", default="", help="seeds")
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--calls", default=",".join(map(str, CALLS)))
+    parser.add_argument("--far", type=int, default=1000, help="steps of the walk to compare with")
+    parser.add_argument("--spacings", default=",".join(SPACINGS))
+    args = parser.parse_args()
+    keep_freed_memory()
+    grammar, lines = simple_language()
+    rows: list[dict[str, Any]] = []
+
+    def measure(way: dict[str, Any], calls: int) -> None:
+        seconds, found = 0.0, []
+        for model in models:
+            started = time.perf_counter()
+            sentences = model.sample(args.samples, steps=calls, **way)
+            seconds += time.perf_counter() - started
+            found.append(simple_figures(sentences, grammar, lines))
+        mean = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+        speed = args.samples * len(models) / seconds
+        rows.append({**way, "calls": calls, **mean, "valid_least": min(one["valid"] for one in found)})
+        rows[-1]["sentences_per_s"] = speed
+        print(json.dumps(rows[-1]), flush=True)
+        record("frontier", {"samples": args.samples, "weights": len(models), "rows": rows})
+
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = [Path(path) for path in args.weights]
+        for seed in filter(None, args.train.split(",")):
+            paths.append(train(Path(scratch, seed), "simple", flags=["--seed", seed, "--eval_interval", "0"]).weights)
+        models = [load(str(path)) for path in paths]
+        for calls in map(int, args.calls.split(",")):
+            for way in WAYS:
+                for spacing in args.spacings.split(","):
+                    if not (way["sampler"] == "heun" and calls < 3):
+                        measure(way | {"spacing": spacing}, calls)
+        if args.far:
+            measure({"sampler": "ancestral", "spacing": "uniform"}, args.far)
+
+
+if __name__ == "__main__":
+    main()
