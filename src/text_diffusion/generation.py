@@ -16,6 +16,7 @@ from text_diffusion import checkpoint
 from text_diffusion.distributed import pick_device
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
+from text_diffusion.memory import in_batches
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.randomness import Stream, draw, normal, truncated_normal
 from text_diffusion.samplers import SAMPLERS, Denoise, Step, ancestral, ddim, dpm_solver, heun
@@ -119,12 +120,12 @@ class TextDiffusion:
             raise UserError(f"the number of samples must not be negative, found {n}")
         if batch_size is not None and batch_size < 1:
             raise UserError(f"the batch size must be at least 1, found {batch_size}")
-        sentences: list[str] = []
-        size = batch_size or self.choose_batch_size(n)
-        for start in range(0, n, size):
-            last = deque(self.denoising(start, min(start + size, n), **settings), maxlen=1).pop()
-            sentences += self.decode(last.pred_xstart)
-        return sentences
+
+        def make(start: int, stop: int) -> list[str]:
+            last = deque(self.denoising(start, stop, **settings), maxlen=1).pop()
+            return self.decode(last.pred_xstart)
+
+        return in_batches(n, batch_size or self.choose_batch_size(n), make)
 
     def denoising(self, start: int, stop: int, **settings: Any) -> Iterator[Step]:
         """The sentences start..stop-1 of a seed, step by step; settings are those of `Sampling`.

@@ -1,11 +1,18 @@
-"""Memory that is freed is kept for the next step, instead of going back to the system and coming again page by page."""
+"""Memory: what is freed is kept for the next step; what does not fit is tried again in smaller batches."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import sys
+from collections.abc import Callable
+from typing import TypeVar
 
+import torch
+
+from text_diffusion.errors import UserError
+
+T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's <malloc.h>
 
 
@@ -21,3 +28,32 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is how Python, CUDA or PyTorch's CPU allocator say so."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def in_batches(n: int, size: int, make: Callable[[int, int], list[T]]) -> list[T]:
+    """make(start, stop) for 0..n in batches of `size`, which is halved, with a warning, as often as memory runs out.
+
+    Raises:
+        UserError: it runs out with a single one.
+    """
+    made: list[T] = []
+    while len(made) < n:
+        stop = min(len(made) + size, n)
+        try:
+            made += make(len(made), stop)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            tried = stop - len(made)
+            if tried == 1:
+                raise UserError(
+                    "expected memory for one sentence, found too little; choose a shorter SEQ_LEN"
+                ) from None
+            size = tried // 2
+            print(f"warning: out of memory with {tried} sentences at once; going on with {size}", file=sys.stderr)
+    return made

@@ -21,7 +21,7 @@ from text_diffusion.distributed import check_single_process
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, write_atomically
 from text_diffusion.generation import TextDiffusion, load
-from text_diffusion.memory import keep_freed_memory
+from text_diffusion.memory import in_batches, keep_freed_memory
 from text_diffusion.samplers import Step
 
 PRINTED = 10  # sentences on standard output; the file has them all
@@ -56,18 +56,18 @@ def denoising(model: TextDiffusion, config: SampleConfig, start: int, stop: int)
 
 def generate(model: TextDiffusion, config: SampleConfig) -> list[str]:
     """Sample in batches; the first sentences are shown in the making."""
-    sentences: list[str] = []
     size = config.batch_size or model.choose_batch_size(config.num_samples)
     calls = -(-config.num_samples // size) * config.steps
     with tqdm(total=calls, unit="call", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False) as bar:
-        for start in range(0, config.num_samples, size):
-            stop = min(start + size, config.num_samples)
+
+        def make(start: int, stop: int) -> list[str]:
             display = Display(model, min(config.show, stop - start) if start == 0 else 0, config.steps, bar)
             for step in denoising(model, config, start, stop):
                 display.show(step)
                 bar.update()
-            sentences += model.decode(step.pred_xstart)
-    return sentences
+            return model.decode(step.pred_xstart)
+
+        return in_batches(config.num_samples, size, make)
 
 
 def contents(sentences: Sequence[str], config: SampleConfig) -> bytes:

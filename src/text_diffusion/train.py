@@ -24,7 +24,7 @@ from text_diffusion.errors import Interrupted, UserError
 from text_diffusion.files import write_atomically
 from text_diffusion.generation import TextDiffusion
 from text_diffusion.losses import Noise, diffusion_lm_loss
-from text_diffusion.memory import keep_freed_memory
+from text_diffusion.memory import is_out_of_memory, keep_freed_memory
 from text_diffusion.meter import Meter
 from text_diffusion.randomness import Stream, draw, mix, uniform
 from text_diffusion.run import GROUPS, Run, prepare
@@ -52,7 +52,7 @@ def train(run: Run, state: TrainState) -> None:
     try:
         with signals() as received:
             while state.step < config.steps:
-                meter.add(*train_step(run, state, network))
+                meter.add(*step_in_memory(run, state, network))
                 tracker.advance()
                 ending = state.step == config.steps
                 if ending or state.step % config.log_interval == 0:
@@ -116,6 +116,20 @@ def train_step(run: Run, state: TrainState, network: Any) -> tuple[dict[str, Ten
     state.timestep_sampler.update(t, values["mse"])
     state.loss_by_timestep.update(t, values["mse"])
     return values | {"t": t}, grad_norm
+
+
+def step_in_memory(run: Run, state: TrainState, network: Any) -> tuple[dict[str, Tensor], Tensor]:
+    """`train_step`; raises UserError, with what to do, when memory runs out."""
+    try:
+        return train_step(run, state, network)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        size = run.config.microbatch or run.config.batch_size
+        raise UserError(
+            f"expected memory for {size} sentences at once, found too little at step {state.step}; --microbatch "
+            f"{max(size // 4 * 2, 2)} needs less and gives the same gradient; the same command goes on with it"
+        ) from None
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
