@@ -40,8 +40,8 @@ from text_diffusion.memory import keep_freed_memory
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.schedules import named_betas
 from text_diffusion.state import TrainState
+from text_diffusion.step import train_step
 from text_diffusion.timesteps import LossByTimestep, UniformSampler
-from text_diffusion.train import train_step
 
 Seconds = dict[str, list[float]]
 

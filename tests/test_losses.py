@@ -18,7 +18,7 @@ from text_diffusion.losses import Noise, Terms, diffusion_lm_loss, mean_flat, pr
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.run import prepare
 from text_diffusion.schedules import named_betas
-from text_diffusion.train import train_step
+from text_diffusion.step import train_step
 
 Array = npt.NDArray[np.float64]
 

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from toy import (
+    HAS_BF16,
     LINES,
     FakeWandb,
     contents,
@@ -42,11 +43,12 @@ from text_diffusion import run as runs
 from text_diffusion import train
 from text_diffusion.checkpoint import resumable_steps
 from text_diffusion.config import DiffusionConfig, ModelConfig, TrainConfig
+from text_diffusion.distributed import pick_precision
 from text_diffusion.errors import UserError
 from text_diffusion.meter import Meter
+from text_diffusion.step import learning_rate
 from text_diffusion.tokenizer import train_word_level
 from text_diffusion.tracking import clock, trim
-from text_diffusion.train import learning_rate
 from text_diffusion.validation import validate
 
 Trained = Callable[..., Path]
@@ -657,12 +659,23 @@ def test_learning_rate() -> None:
     assert learning_rate(TrainConfig(steps=4, lr=1.0, warmup_steps=0), 0) == 1
 
 
+@pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16 arithmetic")
 def test_bf16(go: Trained) -> None:
     full = metrics(go("full", steps=20, log_interval=1, eval_interval=10))
     half = metrics(go("half", steps=20, log_interval=1, eval_interval=10, precision="bf16"))
     assert all(math.isfinite(value) for row in half for value in row.values())
     assert [row["loss"] for row in half] == pytest.approx([row["loss"] for row in full], rel=0.05)
     assert half != full
+
+
+def test_bf16_where_there_is_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In float32, with a warning; a GPU has it."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert pick_precision("bf16", torch.device("cpu")) == "float32"
+    assert "this CPU has no bf16 arithmetic; going on in float32" in capsys.readouterr().err
+    assert pick_precision("float32", torch.device("cpu")) == "float32"
+    assert pick_precision("bf16", torch.device("cuda")) == "bf16"
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("lines", [LINES[:1] * 3, LINES[:2], LINES[:5]], ids=len)

@@ -109,6 +109,9 @@ def stop_at(step: int, patch: pytest.MonkeyPatch, number: int = signal.SIGINT) -
     patch.setattr(train, "train_step", train_step)
 
 
+HAS_BF16: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def one_sentence(err: str) -> str:
     """The error that a command ended with; asserts that it is one line, and nothing like a traceback before it."""
     lines = err.splitlines()

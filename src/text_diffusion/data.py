@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from text_diffusion.errors import UserError
 from text_diffusion.randomness import Stream, mix
-from text_diffusion.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from text_diffusion.tokenizer import Tokenizer
 
 # A chosen length does not let a few long lines make every sentence expensive.
 LONGEST_CHOSEN = 128

@@ -48,6 +48,14 @@ def pick_device(device: str, gpu: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def pick_precision(precision: str, device: torch.device) -> str:
+    """`precision`, or float32, with a warning, on a CPU whose bf16 would be imitated hundreds of times more slowly."""
+    if precision == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        print("warning: this CPU has no bf16 arithmetic; going on in float32", file=sys.stderr)
+        return "float32"
+    return precision
+
+
 def _first_gpu(gpu: str) -> int:
     parts = gpu.split(",")
     if not all(part.strip().isdigit() for part in parts):

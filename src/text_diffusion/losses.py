@@ -75,7 +75,7 @@ def predict_xstart(model: TransformerNetModel, diffusion: GaussianDiffusion, x_t
         return model(x_t, timesteps)  # type: ignore[no-any-return]
     estimate = torch.zeros_like(x_t)
     with torch.no_grad():
-        estimate[::2] = model(x_t[::2], timesteps[::2]).to(estimate.dtype)
+        estimate[::2] = model(x_t.detach()[::2], timesteps[::2]).to(estimate.dtype)
     return model(x_t, timesteps, estimate)  # type: ignore[no-any-return]
 
 

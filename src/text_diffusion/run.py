@@ -16,7 +16,7 @@ from text_diffusion import corpus as corpora
 from text_diffusion import tokenizer as tokenizers
 from text_diffusion.config import DataConfig, DiffusionConfig, ModelConfig, TrainConfig
 from text_diffusion.data import Batches, choose_length, fit
-from text_diffusion.distributed import pick_device
+from text_diffusion.distributed import pick_device, pick_precision
 from text_diffusion.ema import EMA
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, line_number, project_root, remove_leftovers
@@ -95,6 +95,7 @@ def prepare(given: dict[str, Any]) -> tuple[Run, TrainState]:
     data_config = settings.build(DataConfig, saved, given)
     config = settings.build(TrainConfig, saved, given)
     device = pick_device(config.device, config.gpu)
+    config = replace(config, precision=pick_precision(config.precision, device))
 
     corpus = corpora.load(data_config, folder)
     if opt is not None and opt["fingerprint"] != corpus.fingerprint:

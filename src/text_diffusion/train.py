@@ -6,7 +6,6 @@ python -m text_diffusion.train --dataset simple          (`bash scripts/run_trai
 from __future__ import annotations
 
 import json
-import math
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,17 +17,15 @@ from torch import Tensor
 
 from text_diffusion import config as settings
 from text_diffusion import errors
-from text_diffusion.config import TrainConfig
 from text_diffusion.distributed import check_single_process
 from text_diffusion.errors import Interrupted, UserError
 from text_diffusion.files import write_atomically
 from text_diffusion.generation import TextDiffusion
-from text_diffusion.losses import Noise, diffusion_lm_loss
 from text_diffusion.memory import is_out_of_memory, keep_freed_memory
 from text_diffusion.meter import Meter
-from text_diffusion.randomness import Stream, draw, mix, uniform
 from text_diffusion.run import GROUPS, Run, prepare
 from text_diffusion.state import TrainState
+from text_diffusion.step import train_step
 from text_diffusion.tracking import Tracker, clock
 from text_diffusion.validation import validate
 
@@ -80,44 +77,6 @@ def train(run: Run, state: TrainState) -> None:
     print(f"written the weights to {saved_at}")
 
 
-def train_step(run: Run, state: TrainState, network: Any) -> tuple[dict[str, Tensor], Tensor]:
-    """One step on the global batch, micro-batch by micro-batch: gradient, clipping, AdamW, EMA.
-
-    Returns:
-        The terms of the loss by name, each (B,) on the device, with `t` among them; the gradient norm before clipping.
-    """
-    config, seed, step = run.config, run.config.seed, state.step
-    B, shape = config.batch_size, (run.data_config.sequence_len, run.model_config.in_channel)
-    if run.model_config.dropout:
-        torch.manual_seed(mix(seed, Stream.DROPOUT, step))
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(config, step)
-
-    input_ids = run.batches.batch(step)  # (B, L)
-    t, weights = state.timestep_sampler.sample(draw(uniform, (seed, Stream.TRAIN, step, 1), 0, B, (), run.device))
-    parts: list[dict[str, Tensor]] = []
-    micro = config.microbatch or B
-    for start in range(0, B, micro):
-        part = slice(start, min(start + micro, B))
-        noise = Noise.draw((seed, Stream.TRAIN, step, 0), part.start, part.stop, shape, run.device)
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            terms = diffusion_lm_loss(network, run.diffusion, input_ids[part], t[part], noise)
-        loss = terms.total(weights[part])
-        torch.autograd.backward(loss.sum() / B)  # by its share of B: cutting the batch changes nothing
-        parts.append({"loss": loss.detach(), **{name: term.detach() for name, term in vars(terms).items()}})
-
-    grad_norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.gradient_clipping or math.inf)
-    state.optimizer.step()
-    state.optimizer.zero_grad()
-    for ema in state.emas:
-        ema.update()
-    state.step += 1
-    values = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
-    state.timestep_sampler.update(t, values["mse"])
-    state.loss_by_timestep.update(t, values["mse"])
-    return values | {"t": t}, grad_norm
-
-
 def step_in_memory(run: Run, state: TrainState, network: Any) -> tuple[dict[str, Tensor], Tensor]:
     """`train_step`; raises UserError, with what to do, when memory runs out."""
     try:
@@ -130,12 +89,6 @@ def step_in_memory(run: Run, state: TrainState, network: Any) -> tuple[dict[str,
             f"expected memory for {size} sentences at once, found too little at step {state.step}; --microbatch "
             f"{max(size // 4 * 2, 2)} needs less and gives the same gradient; the same command goes on with it"
         ) from None
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up over the first steps, times a linear anneal to 0 at the end of the run."""
-    warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
-    return config.lr * warm * (1 - step / config.steps)
 
 
 def evaluate(run: Run, state: TrainState, tracker: Tracker) -> None:
