@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from text_diffusion import step as step_module
 from text_diffusion import train
 from text_diffusion.run import Run
 from text_diffusion.state import TrainState
@@ -98,7 +99,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def stop_at(step: int, patch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
     """Have the signal (of Ctrl-C, if no other is named) come in the middle of the step that ends at `step`."""
-    original = train.train_step
+    original = step_module.train_step
 
     def train_step(run: Run, state: TrainState, network: Any) -> Any:
         result = original(run, state, network)
