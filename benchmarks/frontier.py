@@ -21,7 +21,6 @@ from quality import simple_figures, simple_language
 
 from text_diffusion import load
 from text_diffusion.memory import keep_freed_memory
-from text_diffusion.timesteps import SPACINGS
 
 CALLS = (2, 4, 8, 12, 16, 20)
 WAYS: tuple[dict[str, Any], ...] = (
@@ -43,7 +42,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--calls", default=",".join(map(str, CALLS)))
     parser.add_argument("--far", type=int, default=1000, help="steps of the walk to compare with")
-    parser.add_argument("--spacings", default=",".join(SPACINGS))
+    parser.add_argument("--spacings", default="uniform,log-snr,loss")
     args = parser.parse_args()
     keep_freed_memory()
     grammar, lines = simple_language()

@@ -103,10 +103,74 @@ def render_settings(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Measured on {part['machine']}."])
 
 
+def way(row: dict[str, Any]) -> str:
+    """A sampler with its options."""
+    options = " ".join(f"--{name} {row[name]:g}" for name in ("eta", "churn", "halt") if name in row)
+    return f"`{row['sampler']}`" + (f" `{options}`" if options else "")
+
+
+def render_frontier(results: dict[str, Any]) -> str:
+    """Quality against calls: for every sampler and spacing, KL in bits, unique and valid share by number of calls."""
+    part = results.get("frontier")
+    if not part:
+        return ""
+    calls = sorted({row["calls"] for row in part["rows"]})
+    lines = [
+        f"KL in bits / unique / valid in %; {part['samples']:,} samples, default training, seeds: {part['weights']}",
+        "",
+        f"| sampler | spacing | {' | '.join(f'{c} calls' for c in calls)} |",
+        "|---" * (len(calls) + 2) + "|",
+    ]
+    cells = {(way(row), row["spacing"], row["calls"]): row for row in part["rows"]}
+    for name, spacing in dict.fromkeys((way(row), row["spacing"]) for row in part["rows"]):
+        found = [cells.get((name, spacing, c)) for c in calls]
+        shown = [f"{r['kl_bits']:.3f} / {100 * r['unique']:.1f} / {100 * r['valid']:.2f}" if r else "" for r in found]
+        lines.append(f"| {name} | {spacing} | {' | '.join(shown)} |")
+    return "\n".join([*lines, "", f"Measured on {part['machine']}."])
+
+
+def render_speed(results: dict[str, Any]) -> str:
+    """The training step and the sampler against what they are compared with."""
+    lines = ["| what | ratio, median | least | most |", "|---|---|---|---|"]
+    rows: list[tuple[str, dict[str, Any]]] = []
+    if "step" in results:
+        ms = results["step"]["ms"]
+        title = f"training step against BertEncoder's ({ms['ours']:.1f} ms, {ms['BertEncoder']:.1f} ms)"
+        rows.append((title, results["step"]))
+    if "sampling" in results:
+        part = results["sampling"]
+        title = f"{part['calls']} calls, {part['sentences_per_s']:.0f} sentences/s, against 2,000 ancestral ones"
+        rows.append((title, part))
+    for title, part in rows:
+        lines.append(f"| {title} | {part['ratio']:.2f} | {part['least']:.2f} | {part['most']:.2f} |")
+    for row in results.get("gemm", {}).get("rows", []):
+        title = f"`{row['size']}`, B = {row['batch']}, L = {row['length']}: share of the matrix-product rate"
+        lines.append(f"| {title} | {row['share']:.2f} | {row['least']:.2f} | {row['most']:.2f} |")
+    machines = sorted({results[name]["machine"] for name in ("step", "sampling", "gemm") if name in results})
+    return "\n".join([*lines, "", f"Measured on {'; '.join(machines)}."]) if machines else ""
+
+
+def render_growth(results: dict[str, Any]) -> str:
+    """Time and memory by dimension, with the exponents."""
+    part = results.get("growth")
+    if not part:
+        return ""
+    lines = ["| of | values | seconds a step, or MB | exponent | expected |", "|---|---|---|---|---|"]
+    for row in part["rows"]:
+        kind = "seconds" if "seconds" in row else "MB"
+        points = ", ".join(f"{value:.3g}" for value in row[kind])
+        values = ", ".join(f"{value:,}" for value in row["values"])
+        lines.append(f"| {row['of']} | {values} | {kind}: {points} | {row['exponent']:.2f} | {row['expected']:g} |")
+    return "\n".join([*lines, "", f"Measured on {part['machine']}."])
+
+
 PLACES: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("README.md", "measured", render),
     ("README.md", "curve", render_curve),
     ("docs/troubleshooting.md", "settings", render_settings),
+    ("docs/speed.md", "frontier", render_frontier),
+    ("docs/speed.md", "speed", render_speed),
+    ("docs/speed.md", "growth", render_growth),
 )
 
 

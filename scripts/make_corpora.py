@@ -1,4 +1,4 @@
-"""Write the corpora under data/ from their sources, data/simple/grammar.json and data/greetings/greetings.txt.
+"""Write the corpora under data/ from their sources, data/simple/grammar.json and data/greetings/phrases.json.
 
 Deterministic: running it again reproduces the committed files byte for byte.
 """
@@ -6,6 +6,8 @@ Deterministic: running it again reproduces the committed files byte for byte.
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +23,8 @@ DATA = ROOT / "data"
 SEED = 20240501
 SIMPLE_TRAIN_LINES = 20_000
 SIMPLE_TEST_LINES = 500
-GREETINGS_TEST_SHARE = 0.1
+GREETINGS_LINES = 3000
+GREETINGS_TEST_LINES = 300
 
 
 def new_rng(seed: int) -> np.random.Generator:
@@ -40,13 +43,16 @@ def make_simple(grammar: Grammar, rng: np.random.Generator) -> tuple[list[str], 
     return train, test
 
 
-def split_greetings(lines: Sequence[str], rng: np.random.Generator) -> tuple[list[str], list[str]]:
-    """Shuffle the lines and split them into training and test lines."""
-    if len(set(lines)) != len(lines):
-        raise ValueError("the greetings repeat a line, which could then be in both splits")
-    shuffled = [lines[i] for i in rng.permutation(len(lines))]
-    n_test = round(GREETINGS_TEST_SHARE * len(lines))
-    return shuffled[n_test:], shuffled[:n_test]
+def make_greetings(path: Path, rng: np.random.Generator) -> list[str]:
+    """Distinct lines in random order: a pattern, all equally likely, and for each of its slots a phrase, likewise."""
+    source = json.loads(path.read_text(encoding="utf-8"))
+    lines: dict[str, None] = {}
+    while len(lines) < GREETINGS_LINES:
+        pattern = source["patterns"][rng.integers(len(source["patterns"]))]
+        slots = [source["slots"][name] for name in re.findall(r"{(\w+)}", pattern)]
+        phrases = [slot[rng.integers(len(slot))] for slot in slots]
+        lines[re.sub(r"{\w+}", "{}", pattern).format(*phrases)] = None
+    return list(lines)
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:
@@ -62,11 +68,11 @@ def main(out: Path = DATA) -> None:
     write_lines(out / "simple-test.txt", simple_test)
     write_lines(out / "simple" / "simple.txt", simple_train + simple_test)
 
-    greetings = (DATA / "greetings" / "greetings.txt").read_text(encoding="utf-8").splitlines()
-    # A stream of its own, so that a change to the grammar leaves the greetings' split as it is.
-    greetings_train, greetings_test = split_greetings(greetings, new_rng(SEED + 1))
-    write_lines(out / "greetings-train.txt", greetings_train)
-    write_lines(out / "greetings-test.txt", greetings_test)
+    # A stream of its own, so that a change to the grammar leaves the greetings as they are.
+    greetings = make_greetings(DATA / "greetings" / "phrases.json", new_rng(SEED + 1))
+    write_lines(out / "greetings-train.txt", greetings[GREETINGS_TEST_LINES:])
+    write_lines(out / "greetings-test.txt", greetings[:GREETINGS_TEST_LINES])
+    write_lines(out / "greetings" / "greetings.txt", greetings)
 
 
 if __name__ == "__main__":

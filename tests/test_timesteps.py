@@ -212,9 +212,14 @@ def test_spaced_timesteps(steps: int, spacing: str) -> None:
     assert np.all(np.diff(kept) >= 1)
 
 
+def test_auto_spacing_is_by_loss_where_that_is_known() -> None:
+    assert spaced_timesteps(abar(50), 7, loss=rising(50)) == spaced_timesteps(abar(50), 7, "loss", rising(50))
+    assert spaced_timesteps(abar(50), 7) == spaced_timesteps(abar(50), 7, "uniform", rising(50))
+
+
 @pytest.mark.parametrize("steps", range(2, 51))
 def test_uniform_spacing_is_even(steps: int) -> None:
-    assert abs(np.array(spaced_timesteps(abar(50), steps)) - np.linspace(0, 49, steps)).max() <= 0.5
+    assert abs(np.array(spaced_timesteps(abar(50), steps, "uniform")) - np.linspace(0, 49, steps)).max() <= 0.5
 
 
 def test_log_snr_spacing_is_even_in_log_snr() -> None:
@@ -248,7 +253,7 @@ def test_steps_out_of_range(steps: int) -> None:
 
 
 def test_bad_spacings() -> None:
-    with pytest.raises(UserError, match="one of uniform, log-snr, loss, found 'even'"):
+    with pytest.raises(UserError, match="one of auto, loss, uniform, log-snr, found 'even'"):
         spaced_timesteps(abar(50), 5, "even")
     with pytest.raises(UserError, match="expects weights that carry their loss by timestep, found none"):
         spaced_timesteps(abar(50), 5, "loss")

@@ -128,7 +128,9 @@ class SampleConfig(Options):
     model_name_or_path: str = option("", "weights file (model*.pt or ema_*.pt)")
     steps: int = option(20, "network calls, 1..T (default at most T)")
     sampler: str = option("ancestral", "how to walk back from noise", choices=SAMPLERS)
-    spacing: str = option("uniform", "timesteps kept: evenly in t, in log-SNR or in measured loss", choices=SPACINGS)
+    spacing: str = option(
+        "auto", "timesteps kept: evenly in measured loss (auto, if known), t or log-SNR", choices=SPACINGS
+    )
     eta: float = option(0.0, "with --sampler ddim: share of the noise that each step draws anew", low=0.0, high=1.0)
     churn: float = option(0.0, "with dpm-solver++ and heun: noise added again on the way, in all", low=0.0)
     halt: int = option(0, "leave a sentence alone once its words have not changed for so many calls; 0: never", low=0)

@@ -45,7 +45,7 @@ class Sampling:
         seed: of the noise.
         sequence_len: tokens in a sentence, at most the model's, which is the default.
         sampler: "ancestral", "ddim", "dpm-solver++" or "heun" (see `samplers`).
-        spacing: which timesteps are kept: "uniform", "log-snr" or "loss" (see `timesteps.spaced_timesteps`).
+        spacing: which timesteps are kept: "auto", "loss", "uniform" or "log-snr" (see `timesteps.spaced_timesteps`).
         eta: of ddim, 0..1: the share of the noise that is drawn anew at each step; 0 if not given.
         churn: of dpm-solver++ and heun: how much noise is added again on the way, in all; none if not given.
         top_p: truncate the noise added at each step to |z| <= top_p (less variety, more typical sentences).
@@ -61,7 +61,7 @@ class Sampling:
     seed: int = 10708
     sequence_len: int | None = None
     sampler: str = "ancestral"
-    spacing: str = "uniform"
+    spacing: str = "auto"
     eta: float | None = None
     churn: float | None = None
     top_p: float | None = None
@@ -76,8 +76,6 @@ class Sampling:
             raise UserError(
                 f"the sampler heun needs at least 3 STEPS (it calls the network twice a step), found {self.steps}"
             )
-        if self.sampler == "dpm-solver++" and self.steps < 2:
-            raise UserError(f"the sampler dpm-solver++ needs at least 2 STEPS, found {self.steps}")
         if self.eta is not None and (self.sampler != "ddim" or not 0 <= self.eta <= 1):
             raise UserError(
                 f"eta belongs to the sampler ddim and must be between 0 and 1, found {self.eta:g} with {self.sampler}"

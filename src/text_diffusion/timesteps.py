@@ -13,20 +13,19 @@ from torch import Tensor
 from text_diffusion.errors import UserError
 from text_diffusion.schedules import Array
 
-SPACINGS = ("uniform", "log-snr", "loss")
+SPACINGS = ("auto", "loss", "uniform", "log-snr")
 
 
-def spaced_timesteps(
-    alphas_cumprod: Array, steps: int, spacing: str = "uniform", loss: Array | None = None
-) -> list[int]:
+def spaced_timesteps(alphas_cumprod: Array, steps: int, spacing: str = "auto", loss: Array | None = None) -> list[int]:
     """The `steps` timesteps kept by a sampler, ascending, 0 and T - 1 included (a single step is T - 1).
 
     Args:
         alphas_cumprod: abar, (T,).
         steps: how many, 1..T.
         spacing: what grows evenly from one to the next: `uniform` t itself, `log-snr` log(abar / (1 - abar)), `loss`
-            the mse measured in training, so that more steps go where prediction gets harder faster.
-        loss: the mse by t, (T,), for `loss`.
+            the mse measured in training, so that more steps go where prediction gets harder faster; `auto` is `loss`
+            where that is known, else `uniform`.
+        loss: the mse by t, (T,), if it was measured.
 
     Raises:
         UserError: steps is not in 1..T; no such spacing, or the loss was not measured.
@@ -34,6 +33,8 @@ def spaced_timesteps(
     T = len(alphas_cumprod)
     if not 1 <= steps <= T:
         raise UserError(f"STEPS must be between 1 and {T}, the steps that the model was trained with, found {steps}")
+    if spacing == "auto":
+        spacing = "uniform" if loss is None else "loss"
     if spacing == "uniform":
         scale = np.arange(T, dtype=np.float64)
     elif spacing == "log-snr":
