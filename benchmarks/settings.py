@@ -24,6 +24,8 @@ SETTINGS = (
     ("small", 128, 8, "--self_condition False", 300),
     ("small", 128, 64, "--hidden_size 256 --num_layers 6", 20),
     ("base", 32, 8, "", 12),
+    ("base", 32, 64, "", 3),
+    ("base", 32, 64, "--gradient_checkpointing", 3),
     ("base", 128, 64, "--microbatch 32", 3),
 )
 

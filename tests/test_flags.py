@@ -36,6 +36,7 @@ from text_diffusion import tokenizer as tokenizers
 from text_diffusion.config import DataConfig, DiffusionConfig, ModelConfig, Options, SampleConfig, TrainConfig
 from text_diffusion.errors import UserError
 from text_diffusion.generation import TextDiffusion
+from text_diffusion.modeling import EncoderLayer
 from text_diffusion.tokenizer import train_word_level
 
 TRAIN_GROUPS: tuple[type[Options], ...] = (ModelConfig, DiffusionConfig, DataConfig, TrainConfig)
@@ -107,6 +108,7 @@ TRAIN_CASES = {
     "device": Case("mps", "error"),
     "gpu": Case("0", "stderr"),
     "precision": Case("bf16", "weights" if HAS_BF16 else "stderr"),
+    "gradient_checkpointing": Case(True, "layers"),
     "compile": Case(True, "compiled"),
 }
 
@@ -119,6 +121,7 @@ def observe_training(argv: list[str], folder: Path, capsys: pytest.CaptureFixtur
     """Everything that can be seen of a run from outside, and how often the network was asked and compiled."""
     calls: list[int] = []
     compiled: list[object] = []
+    layers: list[int] = []
     loss = losses.diffusion_lm_loss
 
     def counted(network: Any, diffusion: Any, input_ids: torch.Tensor, *rest: Any) -> Any:
@@ -126,6 +129,11 @@ def observe_training(argv: list[str], folder: Path, capsys: pytest.CaptureFixtur
         return loss(network, diffusion, input_ids, *rest)
 
     wandb = FakeWandb()
+    forward = EncoderLayer.forward
+
+    def layer(self: EncoderLayer, h: torch.Tensor) -> torch.Tensor:
+        layers.append(len(h))
+        return forward(self, h)
 
     def compile(model: torch.nn.Module, **_: object) -> torch.nn.Module:
         compiled.append(model)
@@ -135,6 +143,7 @@ def observe_training(argv: list[str], folder: Path, capsys: pytest.CaptureFixtur
         patch.setitem(sys.modules, "wandb", wandb)
         patch.setattr(step, "diffusion_lm_loss", counted)
         patch.setattr(torch, "compile", compile)
+        patch.setattr(EncoderLayer, "forward", layer)
         status = train.main(argv)
     out, err = capsys.readouterr()
     if status:
@@ -149,6 +158,7 @@ def observe_training(argv: list[str], folder: Path, capsys: pytest.CaptureFixtur
         "validation": metrics(found, validation=True),
         "calls": calls,
         "compiled": len(compiled),
+        "layers": layers,
         "logged": len(wandb.rows),
         "stderr": [line for line in err.splitlines() if not line.startswith("step ")],
         "stdout": out.splitlines()[-1].rpartition("/")[2],
@@ -173,7 +183,7 @@ def test_train_flag_has_an_effect(
         seen.append(observe_training(argv, folder, capsys))
     before, after = seen
     assert not same(before.get(case.changes), after.get(case.changes))
-    if case.changes in ("metrics", "validation", "calls", "compiled", "logged", "folder", "stderr"):
+    if case.changes in ("metrics", "validation", "calls", "compiled", "layers", "logged", "folder", "stderr"):
         for part in ("weights", "names", "stdout"):
             if part == "weights" and case.changes == "calls":
                 continue  # to the last digit they may differ

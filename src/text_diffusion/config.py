@@ -109,6 +109,7 @@ class TrainConfig(Options):
     device: str = option("auto", "auto, cpu, cuda or mps", choices=("auto", "cpu", "cuda", "mps"))
     gpu: str = option("all", "GPUs to use, separated by commas, or all")
     precision: str = option("float32", "arithmetic of the network", choices=("float32", "bf16"))
+    gradient_checkpointing: bool = option(False, "compute the layers twice instead of keeping what is in them")
     compile: bool = option(False, "compile the network with torch.compile (a minute at the start)")
 
     def __post_init__(self) -> None:

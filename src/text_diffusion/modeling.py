@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from text_diffusion.config import ModelConfig
 
@@ -37,6 +38,7 @@ class TransformerNetModel(nn.Module):
         D, H, C = config.in_channel, config.hidden_size, config.num_channels
         self.config = config
         self.sequence_len = sequence_len
+        self.gradient_checkpointing = False
 
         self.word_embedding = nn.Embedding(vocab_size, D)
         self.lm_head = nn.Linear(D, vocab_size)
@@ -75,8 +77,9 @@ class TransformerNetModel(nn.Module):
         time = self.time_embed(timestep_embedding(timesteps, self.config.num_channels))  # (B, H)
         h = self.input_up_proj(x_t) + self.position_embeddings.weight[: x_t.shape[1]] + time[:, None]  # (B, L, H)
         h = self.dropout(self.LayerNorm(h))
-        for layer in self.layers:
-            h = layer(h)
+        for layer in self.layers:  # each is computed again for its gradient, if memory is short
+            again = self.gradient_checkpointing and torch.is_grad_enabled()
+            h = checkpoint(layer, h, use_reentrant=False) if again else layer(h)
         x_start: Tensor = self.output_down_proj(self.final_norm(h))  # (B, L, D)
         return x_start
 

@@ -176,6 +176,7 @@ def new_state(run: Run) -> TrainState:
     torch.manual_seed(mix(run.config.seed, Stream.INIT))
     model = TransformerNetModel(run.model_config, run.tokenizer.vocab_size, run.data_config.sequence_len)
     model = model.to(run.device).train()
+    model.gradient_checkpointing = run.config.gradient_checkpointing
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=run.config.lr, weight_decay=run.config.weight_decay, fused=run.device.type != "mps"
     )
