@@ -180,7 +180,7 @@ def new_state(run: Run) -> TrainState:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=run.config.lr, weight_decay=run.config.weight_decay, fused=run.device.type != "mps"
     )
-    sampler = TIMESTEP_SAMPLERS[run.diffusion_config.schedule_sampler](run.diffusion.num_timesteps)
+    sampler = TIMESTEP_SAMPLERS[run.diffusion_config.schedule_sampler](run.diffusion.num_timesteps, run.device)
     emas = [EMA(model, rate) for rate in run.config.ema_rate]
     return TrainState(model, emas, optimizer, sampler, LossByTimestep(run.diffusion.num_timesteps, run.device))
 

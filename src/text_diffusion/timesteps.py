@@ -82,7 +82,7 @@ def churned(alphas_cumprod: Array, timesteps: Sequence[int], churn: float) -> tu
 class UniformSampler:
     """Every t equally often."""
 
-    def __init__(self, diffusion_steps: int) -> None:
+    def __init__(self, diffusion_steps: int, device: torch.device | str = "cpu") -> None:
         self.diffusion_steps = diffusion_steps
 
     def sample(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,42 +104,46 @@ class UniformSampler:
 class LossSecondMomentSampler:
     """t in proportion to sqrt(E[L_t^2]) (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 18), with a floor.
 
-    The last HISTORY losses of each t are kept; until every t has that many, t is uniform.
+    The last HISTORY losses of each t are kept; until every t has that many, t is uniform. Nothing here waits for the
+    device or loops over sentences.
     """
 
     HISTORY = 10
     UNIFORM_SHARE = 0.001
 
-    def __init__(self, diffusion_steps: int) -> None:
-        self.losses = torch.zeros(diffusion_steps, self.HISTORY)
-        self.counts = torch.zeros(diffusion_steps, dtype=torch.int64)
+    def __init__(self, diffusion_steps: int, device: torch.device | str = "cpu") -> None:
+        self.diffusion_steps = diffusion_steps
+        # The row after the last takes in what is not kept.
+        self.losses = torch.zeros(diffusion_steps + 1, self.HISTORY, device=device)
+        self.counts = torch.zeros(diffusion_steps, dtype=torch.int64, device=device)
+        self.exact = torch.float32 if torch.device(device).type == "mps" else torch.float64  # which that has not
 
     def probabilities(self) -> Tensor:
         """p(t), shape (T,), float64."""
-        diffusion_steps = len(self.counts)
-        uniform = torch.full((diffusion_steps,), 1 / diffusion_steps, dtype=torch.float64)
-        if int(self.counts.min()) < self.HISTORY:
-            return uniform
-        p = self.losses.double().square().mean(dim=1).sqrt()
-        if float(p.sum()) == 0:
-            return uniform
-        return (1 - self.UNIFORM_SHARE) * p / p.sum() + self.UNIFORM_SHARE * uniform
+        p = self.losses[:-1].to(self.exact).square().mean(dim=1).sqrt()
+        p = (1 - self.UNIFORM_SHARE) * p / p.sum() + self.UNIFORM_SHARE / self.diffusion_steps
+        is_known = (self.counts.min() >= self.HISTORY) & (self.losses[:-1].sum() > 0)
+        return torch.where(is_known, p, 1 / self.diffusion_steps)
 
     def sample(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Map uniform numbers u (B,) to timesteps (B,) int64 and importance weights 1 / (T p(t)), (B,)."""
         p = self.probabilities()
-        t = torch.searchsorted(p.cumsum(0), u.double().cpu(), right=True).clamp_(max=len(p) - 1)
-        return t.to(u.device), (1 / (len(p) * p[t])).to(u.device, u.dtype)
+        t = torch.searchsorted(p.cumsum(0), u.to(self.exact), right=True).clamp_(max=self.diffusion_steps - 1)
+        return t, (1 / (self.diffusion_steps * p[t])).to(u.dtype)
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Take in the losses (B,) measured at the timesteps t (B,)."""
-        for step, loss in zip(t.tolist(), losses.tolist(), strict=True):
-            self.losses[step, int(self.counts[step]) % self.HISTORY] = loss
-            self.counts[step] += 1
+        """Take in the losses (B,) measured at the timesteps t (B,), as if one after the other."""
+        t, order = t.sort(stable=True)
+        met = torch.zeros_like(self.counts).index_add_(0, t, torch.ones_like(t))  # how often each t is among these
+        number = torch.arange(len(t), device=t.device) - torch.searchsorted(t, t)  # 0, 1, ... of the same t
+        kept = number >= met[t] - self.HISTORY
+        row, column = torch.where(kept, t, self.diffusion_steps), (self.counts[t] + number) % self.HISTORY
+        self.losses[row, column] = losses[order].to(self.losses.dtype)
+        self.counts += met
 
     def state_dict(self) -> dict[str, Tensor]:
         """What resuming needs."""
-        return {"losses": self.losses.clone(), "counts": self.counts.clone()}
+        return {"losses": self.losses.cpu().clone(), "counts": self.counts.cpu().clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what `state_dict` gave."""
@@ -169,7 +173,7 @@ class LossByTimestep:
 
     def state_dict(self) -> dict[str, Tensor]:
         """What resuming needs."""
-        return {"totals": self.totals.cpu()}
+        return {"totals": self.totals.cpu().clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what `state_dict` gave."""
