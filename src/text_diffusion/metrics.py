@@ -3,7 +3,7 @@
 docs/evaluation.md says what each figure can and cannot tell.
 
     c, p, q     (V,)      counts or frequencies of V things; they need not sum to 1
-    rows        Rows      one row of numbers a line: its words, or its n-grams
+    ngrams      Rows      a row of numbers for each line: its n-grams (1-grams are words)
     n           lines
 """
 
@@ -11,49 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from text_diffusion.ngrams import Ints, Rows
+
 Floats = NDArray[np.float64]
 Counts = NDArray[Any]  # whole numbers or weights
 Z95 = 1.959964  # standard deviations to either side that hold 95 % of a normal distribution
-BLEU_ORDER = 4
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of different lengths, one after the other: row i is values[starts[i] : starts[i + 1]]."""
-
-    values: Ints
-    starts: Ints
-
-    @staticmethod
-    def of(rows: Sequence[Sequence[int]]) -> Rows:
-        """From lists."""
-        starts = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-        return Rows(np.fromiter((value for row in rows for value in row), np.int64, int(starts[-1])), starts)
-
-    @cached_property
-    def lengths(self) -> Ints:
-        """(n,)"""
-        return np.diff(self.starts)
-
-    @cached_property
-    def owners(self) -> Ints:
-        """Of each value, the number of its row."""
-        return np.repeat(np.arange(len(self.lengths)), self.lengths)
-
-    def take(self, lines: Ints) -> Rows:
-        """These rows only."""
-        lengths = self.lengths[lines]
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        shift = np.repeat(self.starts[lines] - starts[:-1], lengths)
-        return Rows(self.values[np.arange(starts[-1]) + shift], starts)
 
 
 # Frequencies
@@ -77,6 +44,8 @@ def kl_bits(p: Counts, q: Counts) -> float:
 def js_distance(p: Counts, q: Counts) -> float:
     """Square root of the Jensen-Shannon divergence in bits: 0 alike, 1 nothing in common (Endres, Schindelin 2003)."""
     p, q = np.asarray(p, float), np.asarray(q, float)
+    if not p.any() or not q.any():
+        return math.nan
     middle = p / p.sum() + q / q.sum()
     return math.sqrt(max(0.0, (kl_bits(p, middle) + kl_bits(q, middle)) / 2))
 
@@ -95,11 +64,6 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 
 
 # Lines
-
-
-def unique(lines: Ints) -> float:
-    """Share of different ones among the lines, which are numbers here, the same for the same line."""
-    return len(np.unique(lines)) / len(lines)
 
 
 def distinct(ngrams: Rows) -> float:
@@ -213,22 +177,20 @@ def mauve(p: Counts, q: Counts, scale: float = 5.0) -> float:
     return float(np.trapezoid(y, x))
 
 
-def k_means(x: Floats, k: int, rng: np.random.Generator, rounds: int = 30) -> Ints:
-    """Lloyd's algorithm from k-means++ seeds: the cluster of each row of (n, D), (n,)."""
-    centres = x[rng.integers(len(x))][None]
-    while len(centres) < k:
-        nearest = distances(x, centres).min(axis=1) ** 2
-        if nearest.sum() == 0:
-            break  # fewer different rows than clusters
-        centres = np.vstack([centres, x[rng.choice(len(x), p=nearest / nearest.sum())]])
-    labels: Ints = distances(x, centres).argmin(axis=1)
+def k_means(x: Floats, k: int, rng: np.random.Generator, rounds: int = 30) -> Floats:
+    """Lloyd's algorithm from k-means++ seeds: the centres (k, D) of rows (n, D), fewer if fewer rows differ."""
+    centres: Floats = x[rng.integers(len(x))][None]
+    nearest = distances(x, centres)[:, 0]
+    while len(centres) < k and nearest.max() > 1e-6:
+        centres = np.vstack([centres, x[rng.choice(len(x), p=nearest**2 / (nearest**2).sum())]])
+        nearest = np.minimum(nearest, distances(x, centres[-1:])[:, 0])
+    labels = distances(x, centres).argmin(axis=1)
     for _ in range(rounds):
-        members = np.bincount(labels, minlength=len(centres))
-        sums = np.zeros_like(centres)
-        np.add.at(sums, labels, x)
-        centres = np.where(members[:, None] > 0, sums / np.maximum(members, 1)[:, None], centres)
+        members = np.equal.outer(np.arange(len(centres)), labels).astype(float)  # (k, n)
+        sizes = members.sum(axis=1, keepdims=True)
+        centres = np.where(sizes > 0, members @ x / np.maximum(sizes, 1), centres)
         moved = distances(x, centres).argmin(axis=1)
         if (moved == labels).all():
             break
         labels = moved
-    return labels
+    return centres
