@@ -6,7 +6,8 @@ taken from equally many of both.
 
 Intervals come from random halves: the standard deviation of a figure over halves of the lines, drawn without
 replacement, is that of the figure itself (for a mean exactly: (sigma^2 / (n/2)) (1 - 1/2) = sigma^2 / n). The usual
-bootstrap draws lines with replacement, and its doubles look like the repetitions that half of the figures count.
+bootstrap draws lines with replacement, and its doubles look like the repetitions that half of the figures count. All
+halves are of whole runs of lines, as neighbours may be about the same thing.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from text_diffusion.ngrams import Ints, Lines, words_of
 
 HALVES = 100  # random halves behind an interval
 IDEAL_DRAWS = 20  # texts of an ideal sampler behind a figure of its that has no closed form
-RUNS = 20  # of neighbouring lines that stay together when the reference is halved
+REFERENCE_RUNS = 10  # runs of neighbouring lines that the reference is halved by
+INTERVAL_RUNS = 40  # likewise the lines behind an interval
 EMBEDDED = 1000  # lines at most whose distances are taken
 CLUSTER_LINES = 20  # lines to a cluster of MAUVE
 FEW_KNOWN = 0.5  # share of known words below which a warning is due
@@ -131,6 +133,15 @@ class Evaluation:
 # Estimates
 
 
+def halves_of(rows: Ints, count: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    """Random halves, each of whole runs of neighbouring rows: neighbours may be about the same thing."""
+    runs = np.array_split(rows, min(count, len(rows)))
+    order = rng.permutation(len(runs))
+    chosen = [np.sort(half) for half in (order[: len(runs) // 2], order[len(runs) // 2 :])]
+    first, second = (np.concatenate([rows[:0], *(runs[i] for i in half)]) for half in chosen)
+    return first, second
+
+
 def of_share(count: Callable[[Ints], int]) -> Measure:
     """A share of the lines, with Wilson's interval, as halves that are all alike would give none."""
 
@@ -150,7 +161,7 @@ def by_halves(statistic: Callable[[Ints], float]) -> Measure:
     """Any figure of the lines, with the interval from random halves."""
 
     def measure(rows: Ints, rng: np.random.Generator) -> Estimate:
-        halves = [statistic(rng.permutation(rows)[: len(rows) // 2]) for _ in range(HALVES)]
+        halves = [statistic(halves_of(rows, INTERVAL_RUNS, rng)[0]) for _ in range(HALVES)]
         finite = [value for value in halves if math.isfinite(value)]
         if len(finite) < 2:
             return Estimate(math.nan, math.nan, math.nan)
@@ -183,7 +194,8 @@ def evaluate(
         seed: of the halves, and of what else is drawn.
     """
     rng = np.random.default_rng(seed)
-    lines = Lines(samples, *halves_of(reference, rng))
+    halves = ([reference[i] for i in half] for half in halves_of(np.arange(len(reference)), REFERENCE_RUNS, rng))
+    lines = Lines(samples, *halves)
     all_samples, real, other = lines.texts
     blank = np.array([not line.strip() for line in lines.lines], dtype=bool)
     written = all_samples[~blank[all_samples]]
@@ -219,14 +231,6 @@ def evaluate(
     return result
 
 
-def halves_of(reference: Sequence[str], rng: np.random.Generator) -> tuple[list[str], list[str]]:
-    """Random halves of whole runs of lines, as neighbours may be about the same thing, which must not be in both."""
-    runs = np.array_split(np.arange(len(reference)), min(RUNS, len(reference)))
-    order = rng.permutation(len(runs))
-    first, second = order[: len(runs) // 2], order[len(runs) // 2 :]
-    return [reference[i] for run in first for i in runs[run]], [reference[i] for run in second for i in runs[run]]
-
-
 def _measure(
     result: Evaluation,
     figure: Figure,
@@ -241,7 +245,7 @@ def _measure(
         real = real[:0]  # the ideal sampler wrote as many lines as the samples have; real text has another number
     elif figure.sized:
         size = min(len(rows), len(real), figure.most)
-        rows, real = rng.permutation(rows)[:size], rng.permutation(real)[:size]
+        rows, real = (np.sort(rng.permutation(lines)[:size]) for lines in (rows, real))
     if len(rows) < figure.needs or (ideal is None and len(real) < figure.needs):
         _leave_out(result, f"needs {figure.needs} lines of samples, and twice as many of the reference", figure.key)
         return
