@@ -41,6 +41,7 @@ setup(
     python_requires=">=3.11",
     install_requires=["torch>=2.11", "numpy>=1.26", "tokenizers>=0.20", "tqdm>=4.66"],
     extras_require={
+        "eval": ["wordllama>=0.4"],
         "track": ["tensorboard>=2.18", "wandb>=0.18"],
         "dev": re.findall(r"^\w.*", read("requirements-dev.txt"), re.MULTILINE),
     },

@@ -6,19 +6,37 @@ python benchmarks/e2e.py FOLDER > e2e.txt          FOLDER holds its CSV files, w
 from __future__ import annotations
 
 import csv
+import random
 import sys
 from pathlib import Path
 
 
-def e2e_lines(folder: Path) -> list[str]:
-    """The descriptions of every CSV file of a folder, pooled, white space made single."""
-    lines = []
+def read(folder: Path) -> list[tuple[str, str]]:
+    """Meaning representation and description of every row of a folder's CSV files, white space made single."""
+    rows = []
     for path in sorted(folder.glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as file:
-            lines += [" ".join(row["ref"].split()) for row in csv.DictReader(file)]
-    if not lines:
+            rows += [(row["mr"], " ".join(row["ref"].split())) for row in csv.DictReader(file)]
+    if not rows:
         raise SystemExit(f"{folder}: expected the CSV files of E2E, found none")
-    return lines
+    return rows
+
+
+def e2e_lines(folder: Path) -> list[str]:
+    """The descriptions, pooled."""
+    return [line for _, line in read(folder)]
+
+
+def split(folder: Path, test_lines: int = 2000) -> tuple[list[str], list[str]]:
+    """Training lines and about `test_lines` held-out ones; a meaning representation is on one side only."""
+    groups: dict[str, list[str]] = {}
+    for meaning, line in read(folder):
+        groups.setdefault(meaning, []).append(line)
+    train: list[str] = []
+    test: list[str] = []
+    for meaning in random.Random(0).sample(sorted(groups), len(groups)):
+        (test if len(test) < test_lines else train).extend(groups[meaning])
+    return train, test
 
 
 if __name__ == "__main__":

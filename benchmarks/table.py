@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import evaluation_table
 from common import RESULTS, ROOT
 
 
@@ -171,6 +173,8 @@ PLACES: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("docs/speed.md", "frontier", render_frontier),
     ("docs/speed.md", "speed", render_speed),
     ("docs/speed.md", "growth", render_growth),
+    ("docs/evaluation.md", "animals", partial(evaluation_table.render, "animals")),
+    ("docs/evaluation.md", "e2e", partial(evaluation_table.render, "e2e")),
 )
 
 

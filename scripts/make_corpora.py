@@ -1,4 +1,4 @@
-"""Write the corpora under data/ from their sources, data/simple/grammar.json and data/greetings/phrases.json.
+"""Write the corpora under data/ from their sources: {simple,animals}/grammar.json and greetings/phrases.json there.
 
 Deterministic: running it again reproduces the committed files byte for byte.
 """
@@ -21,8 +21,8 @@ from text_diffusion.grammar import Grammar  # noqa: E402  (the package need not 
 
 DATA = ROOT / "data"
 SEED = 20240501
-SIMPLE_TRAIN_LINES = 20_000
-SIMPLE_TEST_LINES = 500
+TRAIN_LINES = 20_000
+TEST_LINES = {"simple": 500, "animals": 4000}
 GREETINGS_LINES = 3000
 GREETINGS_TEST_LINES = 300
 
@@ -32,13 +32,13 @@ def new_rng(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(seed))
 
 
-def make_simple(grammar: Grammar, rng: np.random.Generator) -> tuple[list[str], list[str]]:
+def draw(grammar: Grammar, test_lines: int, rng: np.random.Generator) -> tuple[list[str], list[str]]:
     """Draw the training lines, then test lines that are not among them (a test line may occur twice)."""
-    train = grammar.sample(SIMPLE_TRAIN_LINES, rng)
+    train = grammar.sample(TRAIN_LINES, rng)
     known = set(train)
     test: list[str] = []
-    while len(test) < SIMPLE_TEST_LINES:
-        drawn = grammar.sample(SIMPLE_TEST_LINES - len(test), rng)
+    while len(test) < test_lines:
+        drawn = grammar.sample(test_lines - len(test), rng)
         test += [line for line in drawn if line not in known]
     return train, test
 
@@ -63,12 +63,13 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
 
 def main(out: Path = DATA) -> None:
     """Write all corpora under the folder out; the sources are always read from data/."""
-    simple_train, simple_test = make_simple(Grammar.load(DATA / "simple" / "grammar.json"), new_rng(SEED))
-    write_lines(out / "simple-train.txt", simple_train)
-    write_lines(out / "simple-test.txt", simple_test)
-    write_lines(out / "simple" / "simple.txt", simple_train + simple_test)
+    # A stream of its own for each corpus, so that a change to one leaves the others as they are.
+    for name, seed in (("simple", SEED), ("animals", SEED + 2)):
+        train, test = draw(Grammar.load(DATA / name / "grammar.json"), TEST_LINES[name], new_rng(seed))
+        write_lines(out / f"{name}-train.txt", train)
+        write_lines(out / f"{name}-test.txt", test)
+        write_lines(out / name / f"{name}.txt", train + test)
 
-    # A stream of its own, so that a change to the grammar leaves the greetings as they are.
     greetings = make_greetings(DATA / "greetings" / "phrases.json", new_rng(SEED + 1))
     write_lines(out / "greetings-train.txt", greetings[GREETINGS_TEST_LINES:])
     write_lines(out / "greetings-test.txt", greetings[:GREETINGS_TEST_LINES])

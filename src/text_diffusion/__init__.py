@@ -18,8 +18,9 @@ Notation, the same letters in code, docstrings and docs::
 Reading order: ``schedules``, ``gaussian_diffusion``, ``losses``, ``modeling``, ``samplers``, ``step``, ``train``. The
 rest is plumbing: ``config`` (every setting and its default), ``tokenizer``, ``corpus`` and ``data`` (text to batches),
 ``randomness``, ``timesteps``, ``ema``; ``run``, ``state``, ``checkpoint``, ``meter``, ``validation`` and ``tracking``
-(a training run); ``generation``, ``sample`` and ``display`` (sampling); ``original`` (weights of other programs),
-``grammar`` (a language known exactly), ``files``, ``memory`` and ``errors``.
+(a training run); ``generation``, ``sample`` and ``display`` (sampling); ``grammar`` (a language known exactly),
+``ngrams``, ``metrics``, ``figures`` and ``evaluate`` (how good samples are); ``original`` (weights of other programs),
+``files``, ``memory`` and ``errors``.
 
 >>> import text_diffusion
 >>> sentences = text_diffusion.load("ckpts/simple/ema_0.9999_025000.pt").sample(4, steps=20)

@@ -150,6 +150,18 @@ class SampleConfig(Options):
     gpu: str = option("all", "GPUs to use, separated by commas, or all")
 
 
+@dataclass(frozen=True)
+class EvaluateConfig(Options):
+    """Evaluation (`evaluate`)."""
+
+    reference: str = option("", "held-out real text, one sentence a line")
+    train: str = option("", "the training text, to tell new sentences from copies")
+    grammar: str = option("", "JSON file of the language, if it is known; of X-test.txt, X/grammar.json beside it")
+    json: str = option("", "write every figure to this file too, as JSON")
+    markdown: str = option("", "write the table to this file too")
+    seed: int = option(0, "seed of the random halves behind the intervals", low=0, high=2**32 - 1)
+
+
 # The original's shape: BERT-base with exact GELU, and the learning rate that goes with it.
 BASE: dict[str, Any] = {
     "in_channel": 128,

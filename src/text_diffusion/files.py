@@ -19,10 +19,10 @@ def project_root() -> Path:
     return SOURCE_ROOT if (SOURCE_ROOT / "scripts" / "run_train.sh").is_file() else Path.cwd()
 
 
-def read_lines(path: Path) -> list[str]:
-    """The non-blank lines of a UTF-8 text, without line ends, trailing white space and byte-order mark.
+def read_lines(path: Path, blank: bool = False) -> list[str]:
+    """The lines of a UTF-8 text, without line ends, trailing white space and byte-order mark.
 
-    Only a newline ends a line: tabs, quotes and the rest of Unicode are text.
+    Only a newline ends a line: tabs, quotes and the rest of Unicode are text. Blank lines are kept if `blank` says so.
 
     Raises:
         UserError: the file is missing, unreadable, empty, binary or not UTF-8.
@@ -38,8 +38,9 @@ def read_lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         number = raw.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}: expected UTF-8, found byte 0x{raw[error.start]:02x} in line {number}") from None
-    lines = [line.rstrip() for line in text.split("\n")]
-    lines = [line for line in lines if line]
+    lines = [line.rstrip() for line in text.removesuffix("\n").split("\n")]
+    if not blank or not any(lines):
+        lines = [line for line in lines if line]
     if not lines:
         raise UserError(f"{path}: expected sentences, one a line, found an empty file")
     return lines

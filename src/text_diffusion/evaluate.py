@@ -1,0 +1,185 @@
+"""How good are samples? Every figure with its interval, beside held-out real text and, if known, an ideal sampler.
+
+python -m text_diffusion.evaluate SAMPLES --reference FILE [--train FILE]
+
+SAMPLES is any text, one sentence a line, also another program's; of a .jsonl file, the "text" of each line.
+docs/evaluation.md says what each figure can and cannot tell.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from text_diffusion import config as settings
+from text_diffusion import errors, figures
+from text_diffusion.config import EvaluateConfig
+from text_diffusion.errors import UserError
+from text_diffusion.figures import Estimate, Evaluation, Figure, Row
+from text_diffusion.files import check_writable, read_lines, write_atomically
+from text_diffusion.grammar import Grammar
+
+
+def read_samples(path: Path) -> list[str]:
+    """The lines of a sample file, blank ones too: the sampler wrote them.
+
+    Raises:
+        UserError: see `read_lines`; or a line of a .jsonl file is not an object with a "text".
+    """
+    lines = read_lines(path, blank=True)
+    if path.suffix != ".jsonl":
+        return lines
+    texts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            texts.append(str(json.loads(line)["text"]))
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f'{path}: expected JSON objects with a "text", found another thing in line {number}'
+            ) from None
+    return texts
+
+
+def find_grammar(given: str, reference: Path) -> Grammar | None:
+    """The language that is named, or the one of the data folder that the reference belongs to, if there is one.
+
+    Raises:
+        UserError: the file is not a grammar.
+    """
+    beside = reference.with_name(reference.stem.removesuffix("-test")) / "grammar.json"
+    if given or beside.is_file():
+        return Grammar.load(given or beside)
+    return None
+
+
+def verdict(result: Evaluation) -> str:
+    """In a sentence: on which figures the samples are worse than an ideal sampler, or else than real text."""
+    if not result.rows:
+        return f"nothing can be told from {result.lines} lines, beside {result.real_lines} of real text"
+    worse = [row for row in result.rows if row.worse]
+    if not worse:
+        return f"no figure of {len(result.rows)} tells these samples from real text"
+    return f"worse than real text on {len(worse)} of {len(result.rows)} figures: {'; '.join(map(_against, worse))}"
+
+
+def _against(row: Row) -> str:
+    kind = "ideal" if row.ideal else "real"
+    return f"{row.figure.key} {shown(row.figure, row.samples.value)} ({kind} {shown(row.figure, row.bar.value)})"
+
+
+def shown(figure: Figure, value: float) -> str:
+    """A value with its unit."""
+    if figure.unit == "%":
+        return f"{100 * value:.2f} %"
+    return f"{value:.4g}" + (f" {figure.unit}" if figure.unit else "")
+
+
+def as_json(result: Evaluation) -> dict[str, Any]:
+    """Everything under stable keys; a figure's values are in the unit given, shares between 0 and 1."""
+
+    def plain(estimate: Estimate | None) -> dict[str, float] | None:
+        return None if estimate is None else {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+    figures = {
+        row.figure.key: {
+            "title": row.figure.title,
+            "unit": "share" if row.figure.unit == "%" else row.figure.unit,
+            "good": row.figure.good,
+            "samples": plain(row.samples),
+            "real": plain(row.real),
+            "ideal": plain(row.ideal),
+            "worse": row.worse,
+        }
+        for row in result.rows
+    }
+    return {
+        "lines": result.lines,
+        "real_lines": result.real_lines,
+        "figures": figures,
+        "left_out": result.left_out,
+        "warnings": result.warnings,
+        "worse": [row.figure.key for row in result.rows if row.worse],
+        "verdict": verdict(result),
+    }
+
+
+def as_text(result: Evaluation) -> str:
+    """The table, what was left out and why, and the verdict, as Markdown."""
+    reasons: dict[str, list[str]] = {}
+    for key, reason in result.left_out.items():
+        reasons.setdefault(reason, []).append(key)
+    parts = [
+        f"{result.lines} lines of samples, {result.real_lines} of real text; [95 % interval]; `worse`: than the ideal "
+        "sampler, or else than real text, and the intervals do not meet",
+        as_table(result) if result.rows else "",
+        "\n".join(f"left out: {', '.join(keys)}: {reason}" for reason, keys in reasons.items()),
+        f"**verdict: {verdict(result)}**",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def as_table(result: Evaluation) -> str:
+    """A Markdown table, aligned so that it reads well on a terminal too."""
+    cells = [["figure", "samples", "real text", "ideal sampler", "good is", ""]]
+    for row in result.rows:
+        estimates = [_with_interval(row.figure, estimate) for estimate in (row.samples, row.real, row.ideal)]
+        good = "as real" if row.figure.good == "real" else row.figure.good
+        cells.append([row.figure.title, *estimates, good, "worse" if row.worse else ""])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    )
+
+
+def _with_interval(figure: Figure, estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "-"
+    value = shown(figure, estimate.value)
+    if estimate.low == estimate.high:
+        return value
+    factor, digits = (100, ".2f") if figure.unit == "%" else (1, ".4g")
+    return f"{value} [{factor * estimate.low:{digits}}, {factor * estimate.high:{digits}}]"
+
+
+def command(argv: Sequence[str] | None) -> None:
+    """Parse, read, measure, print, write."""
+    parser = settings.Parser(prog="text-diffusion evaluate", description="Measure samples beside real text.")
+    parser.add_argument("samples", metavar="SAMPLES", help="text to judge, one sentence a line (or .jsonl)")
+    settings.add_options(parser, EvaluateConfig)
+    given = vars(parser.parse_args(argv))
+    config = settings.build(EvaluateConfig, given)
+    if not config.reference:
+        raise UserError("--reference must name a file of held-out real text, found nothing")
+    outputs = [Path(name) for name in (config.json, config.markdown) if name]
+    samples, reference = read_samples(Path(given["samples"])), read_lines(Path(config.reference))
+    train = read_lines(Path(config.train)) if config.train else None
+    grammar = find_grammar(config.grammar, Path(config.reference))
+    for path in outputs:
+        if path.is_dir():
+            raise UserError(f"{path}: expected a file to write to, found a folder")
+        check_writable(path.parent)
+
+    result = figures.evaluate(samples, reference, train=train, grammar=grammar, seed=config.seed)
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    text = as_text(result)
+    print(text)
+    if config.json:
+        about = {"samples": given["samples"], "reference": config.reference, "train": config.train, "seed": config.seed}
+        contents = json.dumps(about | as_json(result), indent=1, allow_nan=False) + "\n"
+        write_atomically(Path(config.json), lambda file: file.write(contents.encode()))
+    if config.markdown:
+        write_atomically(Path(config.markdown), lambda file: file.write(f"{text}\n".encode()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return errors.run(command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
