@@ -105,17 +105,21 @@ def triples(line: str) -> set[tuple[str, ...]]:
 def greetings(scratch: Path, samples: int) -> None:
     """Share of samples whose every three words in a row occur in a row in the corpus."""
     trained = train(scratch / "greetings", "greetings")
-    lines = read_lines(ROOT / "data/greetings-train.txt")
+    lines = set(read_lines(ROOT / "data/greetings-train.txt"))
     corpus = set().union(*map(triples, read_lines(ROOT / "data/greetings/greetings.txt")))
-    sentences = load(str(trained.weights)).sample(samples)
-    figures = {
-        "in_corpus": sum(bool(triples(s)) and triples(s) <= corpus for s in sentences) / samples,
-        "copies": sum(s in set(lines) for s in sentences) / samples,
-        "unique": len(set(sentences)) / samples,
-        "examples": sentences[:5],
-    }
-    print(figures)
-    record("greetings", {"samples": samples, **about(trained), **figures})
+    model, runs = load(str(trained.weights)), []
+    for sampler, calls in (("dpm-solver++", 20), ("dpm-solver++", 60), ("ancestral", 20), ("ancestral", 60)):
+        sentences = model.sample(samples, steps=calls, sampler=sampler)
+        figures = {
+            "sampler": sampler,
+            "calls": calls,
+            "in_corpus": sum(bool(triples(s)) and triples(s) <= corpus for s in sentences) / samples,
+            "copies": sum(s in lines for s in sentences) / samples,
+            "unique": len(set(sentences)) / samples,
+        }
+        print(figures, flush=True)
+        runs.append(figures)
+    record("greetings", {"samples": samples, **about(trained), "runs": runs, "examples": sentences[:5]})
 
 
 def text(scratch: Path, file: Path, steps: int, calls: int, flags: Sequence[str]) -> None:
@@ -130,7 +134,7 @@ def text(scratch: Path, file: Path, steps: int, calls: int, flags: Sequence[str]
         found = [triple in known for line in lines for triple in triples(line)]
         return sum(found) / max(len(found), 1)
 
-    sentences = load(str(trained.weights)).sample(1000, steps=calls)
+    sentences = load(str(trained.weights)).sample(1000, steps=calls, sampler="ancestral")
     figures = {
         "triples": share(sentences),
         "triples_real": share(train_lines[:1000]),

@@ -57,17 +57,21 @@ def render(results: dict[str, Any]) -> str:
         g = results["greetings"]
         lines += [
             "",
-            f"`greetings`, {g['steps']} steps in {g['seconds']:.0f} s: in {percent(g['in_corpus'])} of "
-            f"{g['samples']:,} samples every three words in a row are in a row in the corpus; "
-            f"{percent(g['copies'])} are exact copies of training lines, {percent(g['unique'])} are unique.",
+            f"`greetings`, {g['steps']} steps in {g['seconds']:.0f} s, {g['samples']:,} samples:",
+            "",
+            "| sampler | steps | every three words in a row are so in the corpus | copies of training lines | unique |",
+            "|---|---|---|---|---|",
         ]
+        for run in g["runs"]:
+            shares = " | ".join(percent(run[name]) for name in ("in_corpus", "copies", "unique"))
+            lines.append(f"| `{run['sampler']}` | {run['calls']} | {shares} |")
     if "text" in results:
         t = results["text"]
         lines += [
             "",
             f"Real text (`{t['file']}`, given as a file of one's own), {t['steps']} steps in {t['seconds'] / 60:.1f} "
-            f"minutes, {t['calls']} sampling steps: {percent(t['triples'])} of the samples' word triples occur in the "
-            f"{t['held_out_lines']} held-out lines; of real training lines' triples {percent(t['triples_real'])} do. "
+            f"minutes, {t['calls']} ancestral sampling steps: {percent(t['triples'])} of the samples' word triples occur "
+            f"in the {t['held_out_lines']} held-out lines; of real training lines' triples {percent(t['triples_real'])} do. "
             f"{percent(t['copies'])} of 1,000 samples are exact copies of training lines. "
             "The first twenty, as they came:",
             "",

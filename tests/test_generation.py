@@ -126,7 +126,7 @@ def test_every_option_changes_something(writer: TextDiffusion) -> None:
         {"spacing": "log-snr"},
         {"sampler": "ddim"},
         {"sampler": "ddim", "eta": 0.5},
-        {"sampler": "dpm-solver++"},
+        {"sampler": "ancestral"},
         {"sampler": "dpm-solver++", "churn": 2.0},
         {"sampler": "heun"},
         {"sampler": "heun", "churn": 8.0},
@@ -249,7 +249,7 @@ def noises(writer: TextDiffusion, walk: list[Step]) -> list[Tensor]:
 
 def test_noise_of_every_step_is_normal_and_new(writer: TextDiffusion) -> None:
     """Mean 0, variance 1, no correlation between steps: bounds of five standard errors, false alarm 6e-7 each."""
-    walk = list(writer.denoising(0, 500, steps=5))
+    walk = list(writer.denoising(0, 500, steps=5, sampler="ancestral"))
     drawn = [walk[0].x_t, *noises(writer, walk)]
     n = walk[0].x_t.numel()
     for i, z in enumerate(drawn):
@@ -262,7 +262,7 @@ def test_noise_of_every_step_is_normal_and_new(writer: TextDiffusion) -> None:
 @pytest.mark.parametrize(("top_p", "variance"), [(0.5, 0.0801), (0.9, 0.2399), (2.0, 0.7737)])
 def test_top_p_truncates_the_noise_of_each_step(writer: TextDiffusion, top_p: float, variance: float) -> None:
     """x_t varies less, by what is known of the truncated normal; where sampling starts is not truncated."""
-    full, walk = (list(writer.denoising(0, 500, steps=5, top_p=limit)) for limit in (None, top_p))
+    full, walk = (list(writer.denoising(0, 500, steps=5, sampler="ancestral", top_p=limit)) for limit in (None, top_p))
     assert torch.equal(full[0].x_t, walk[0].x_t)
     for z in noises(writer, walk):
         assert float(z.abs().max()) < top_p + 1e-3
@@ -351,10 +351,12 @@ def test_decoding(writer: TextDiffusion) -> None:
         ({"clamp_start": 20}, "expects clamp to be on"),
         ({"clamp_start": 0, "clamp": True}, "between 1 and 50, found 0"),
         ({"batch_size": -1}, "at least 1, found -1"),
-        ({"sampler": "euler"}, "one of ancestral, ddim, .*found 'euler'"),
+        ({"sampler": "euler"}, "one of auto, ancestral, ddim, .*found 'euler'"),
         ({"eta": 0.5}, "belongs to the sampler ddim"),
         ({"eta": 1.5, "sampler": "ddim"}, "between 0 and 1, found 1.5"),
-        ({"churn": 1.0}, "belongs to the samplers dpm-solver.* found 1 with ancestral"),
+        ({"top_p": 0.9, "sampler": "heun"}, "heun adds none without eta or churn"),
+        ({"top_p": 0.9, "sampler": "ddim"}, "ddim adds none without eta or churn"),
+        ({"churn": 1.0, "sampler": "ddim"}, "belongs to the samplers dpm-solver.* found 1 with ddim"),
         ({"churn": -1.0, "sampler": "heun"}, "above 0, found -1 with heun"),
         ({"sampler": "heun", "steps": 2}, "needs at least 3 STEPS .* found 2"),
         ({"sampler": "heun", "steps": T + 1}, "between 1 and 50, .* found 51"),

@@ -94,7 +94,7 @@ def test_jsonl(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain, plain_out, _ = run(capsys, weights, num_samples=12, seed=4)
     path, out, _ = run(capsys, weights, num_samples=12, seed=4, format="jsonl")
     assert path == plain.with_suffix(".jsonl")
-    settings = {"seed": 4, "steps": 20, "sampler": "ancestral", "spacing": "auto", "eta": 0.0, "churn": 0.0}
+    settings = {"seed": 4, "steps": 20, "sampler": "auto", "spacing": "auto", "eta": 0.0, "churn": 0.0}
     settings |= {"top_p": 0.0, "clamp": "no_clamp", "clamp_start": 0, "halt": 0}
     assert [json.loads(line) for line in lines_of(path)] == [
         {"text": text, "index": i, "weights": weights.name, **settings} for i, text in enumerate(lines_of(plain))

@@ -44,7 +44,8 @@ class Sampling:
         steps: network calls, 1..T.
         seed: of the noise.
         sequence_len: tokens in a sentence, at most the model's, which is the default.
-        sampler: "ancestral", "ddim", "dpm-solver++" or "heun" (see `samplers`).
+        sampler: "ancestral", "ddim", "dpm-solver++" or "heun" (see `samplers`); "auto" is dpm-solver++, or ancestral
+            with top_p, as that has no noise of its own to truncate.
         spacing: which timesteps are kept: "auto", "loss", "uniform" or "log-snr" (see `timesteps.spaced_timesteps`).
         eta: of ddim, 0..1: the share of the noise that is drawn anew at each step; 0 if not given.
         churn: of dpm-solver++ and heun: how much noise is added again on the way, in all; none if not given.
@@ -60,7 +61,7 @@ class Sampling:
     steps: int = 20
     seed: int = 10708
     sequence_len: int | None = None
-    sampler: str = "ancestral"
+    sampler: str = "auto"
     spacing: str = "auto"
     eta: float | None = None
     churn: float | None = None
@@ -72,6 +73,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise UserError(f"the sampler must be one of {', '.join(SAMPLERS)}, found {self.sampler!r}")
+        if self.sampler == "auto":
+            object.__setattr__(self, "sampler", "dpm-solver++" if self.top_p is None else "ancestral")
         if self.sampler == "heun" and self.steps < 3:
             raise UserError(
                 f"the sampler heun needs at least 3 STEPS (it calls the network twice a step), found {self.steps}"
@@ -87,6 +90,11 @@ class Sampling:
             )
         if self.top_p is not None and not self.top_p > 0:
             raise UserError(f"TOP_P must be above 0 (it bounds the noise), found {self.top_p:g}")
+        if self.top_p is not None and self.sampler != "ancestral" and not (self.eta or self.churn):
+            raise UserError(
+                f"TOP_P bounds the noise of each step, and {self.sampler} adds none without eta or churn; leave out "
+                "one of the two"
+            )
         if self.clamp_start is not None and not self.clamp:
             raise UserError("clamp_start says from where to clamp, so it expects clamp to be on, found it off")
         if self.halt is not None and self.halt < 1:
@@ -109,7 +117,7 @@ class TextDiffusion:
         Args:
             n: how many.
             batch_size: sentences at once; chosen by size if not given.
-            settings: those of `Sampling`: steps=20, seed=10708, sampler="ancestral", ...
+            settings: those of `Sampling`: steps=20, seed=10708, sampler="auto", ...
 
         Raises:
             ValueError: an argument is out of range.

@@ -27,7 +27,7 @@ from text_diffusion.schedules import Array
 
 Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 NoiseSource = Callable[[int], Tensor]
-SAMPLERS = ("ancestral", "ddim", "dpm-solver++", "heun")
+SAMPLERS = ("auto", "ancestral", "ddim", "dpm-solver++", "heun")
 
 
 @dataclass(frozen=True)
