@@ -70,8 +70,9 @@ def render(results: dict[str, Any]) -> str:
         lines += [
             "",
             f"Real text (`{t['file']}`, given as a file of one's own), {t['steps']} steps in {t['seconds'] / 60:.1f} "
-            f"minutes, {t['calls']} ancestral sampling steps: {percent(t['triples'])} of the samples' word triples occur "
-            f"in the {t['held_out_lines']} held-out lines; of real training lines' triples {percent(t['triples_real'])} do. "
+            f"minutes, {t['calls']} ancestral sampling steps: {percent(t['triples'])} of the samples' word triples "
+            f"occur in the {t['held_out_lines']} held-out lines; of real training lines' triples "
+            f"{percent(t['triples_real'])} do. "
             f"{percent(t['copies'])} of 1,000 samples are exact copies of training lines. "
             "The first twenty, as they came:",
             "",
