@@ -10,6 +10,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": ("train", "train a model (scripts/run_train.sh)"),
     "sample": ("sample", "write sentences (scripts/text_sample.sh)"),
+    "likelihood": ("likelihood", "how many bits a model needs for a text"),
     "train-word-level": ("tokenizer", "train a word-level tokenizer (src/utils/custom_tokenizer.py)"),
     "train-byte-level": ("tokenizer", "train a byte-level tokenizer"),
 }
