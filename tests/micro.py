@@ -56,7 +56,7 @@ def train_micro(steps: int = 800, batch_size: int = 128) -> Micro:
         noise = Noise(*torch.randn(2, batch_size, L, D))
         loss = diffusion_lm_loss(model, diffusion, ids, torch.randint(T, (batch_size,)), noise).total().mean()
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
     return Micro(sentences, p, model.eval().requires_grad_(False), diffusion)

@@ -161,13 +161,13 @@ def handover_for(posterior: Posterior, embeddings: Tensor, input_ids: Tensor) ->
         embeddings: E, (V, D).
         input_ids: the sentences, (N, L).
     """
-    words, counts = input_ids.unique(return_counts=True)
-    distances = torch.cdist(embeddings[words], embeddings)  # (U, V)
-    distances.scatter_(1, words[:, None], math.inf)
+    counts = torch.bincount(input_ids.flatten(), minlength=len(embeddings))
+    words = counts.nonzero()  # (U, 1)
+    distances = torch.cdist(embeddings[words[:, 0]], embeddings).scatter_(1, words, math.inf)  # (U, V)
 
     def misread(s: int) -> float:
         half = distances * (math.sqrt(posterior.abar[s] / posterior.v[s]) / 2)
-        return float(torch.special.ndtr(-half).sum(dim=1) @ counts.to(half.dtype)) / len(input_ids)
+        return float(torch.special.ndtr(-half).sum(dim=1) @ counts[words[:, 0]].to(half.dtype)) / len(input_ids)
 
     return bisect_left(range(1, len(posterior.abar)), True, key=lambda s: misread(s) > MISREAD)
 
