@@ -239,36 +239,29 @@ def sampled(micro: Micro, S: int, N: int) -> tuple[Tensor, Tensor]:
 
 
 def test_micro_language_bound_against_brute_force(micro: Micro) -> None:
-    """For each of the 1,296 sentences the bound holds, for the process that `samplers.ancestral` runs."""
+    """For each of the 1,296 sentences the bound holds, for the process that `samplers.ancestral` runs, whatever q."""
     S, paths, N = 30, 8, 20_000
     diffusion = micro.diffusion.respace(spaced_timesteps(micro.diffusion.alphas_cumprod, S))
-    handover = handover_for(micro.posterior(diffusion), micro.model.word_embedding.weight, micro.sentences)
-    log_weights = enumerated(micro, S, paths, handover)
-    bound, error = -log_weights.mean(dim=0), log_weights.std(dim=0) / math.sqrt(paths)
+    best = handover_for(micro.posterior(diffusion), micro.model.word_embedding.weight, micro.sentences)
     P, P_error = sampled(micro, S, N)
     assert float(P.sum()) == pytest.approx(1.0, abs=1e-4)
+    sums = []
+    for handover in (0, best):
+        log_weights = enumerated(micro, S, paths, handover)
+        bound, error = -log_weights.mean(dim=0), log_weights.std(dim=0) / math.sqrt(paths)
+        # What was seen k times in N has at most k + 5 sqrt(k) + 12.5 expected, but for a chance below 10^-5.
+        assert ((-bound - 6 * error).exp() <= P + 5 * P_error + 12.5 / N).all()
+        sums.append(float((-bound).exp().sum()))
 
-    # What was seen k times in N has at most k + 5 sqrt(k) + 12.5 expected, but for a chance below 10^-5.
-    assert ((-bound - 6 * error).exp() <= P + 5 * P_error + 12.5 / N).all()
-    assert 0.4 < float((-bound).exp().sum()) <= 1.0  # not so loose that it would say nothing
-
-    weights = log_weights.exp()
-    total, total_error = float(weights.mean(dim=0).sum()), float((weights.var(dim=0).sum() / paths).sqrt())
-    assert total_error < 0.05
-    assert total == pytest.approx(1.0, abs=5 * total_error)  # the same weights, averaged: P(w) itself
-    assert float(log_mean(log_weights).exp().sum()) == pytest.approx(total, rel=1e-4)
-    assert (-log_mean(log_weights) <= bound + 1e-4).all()  # tighter
-
-
-def test_handover_changes_the_proposal_not_the_process(micro: Micro) -> None:
-    """Whichever handover, the mean weight is the P(w) that the sampler has."""
-    S = 10
-    P, _ = sampled(micro, S, 20_000)
-    common = P.topk(40).indices
-    for handover in (0, 1, 2):
-        weights = enumerated(micro, S, 60, handover)[:, common].exp()
-        error = float((weights.var(dim=0).sum() / 60).sqrt())
-        assert float(weights.mean(dim=0).sum()) == pytest.approx(float(P[common].sum()), abs=5 * error + 0.01)
+        weights = log_weights.exp()  # averaged, the same weights are P(w) itself
+        total, total_error = float(weights.mean(dim=0).sum()), float((weights.var(dim=0).sum() / paths).sqrt())
+        assert total_error < 0.2
+        assert total == pytest.approx(1.0, abs=5 * total_error)
+        assert float(log_mean(log_weights).exp().sum()) == pytest.approx(total, rel=1e-4)
+        assert (-log_mean(log_weights) <= bound + 1e-4).all()  # tighter
+    assert best > 0
+    assert 0.1 < sums[0] < sums[1] <= 1.0
+    assert sums[1] > 0.35  # not so loose that it would say nothing
 
 
 def test_handover_for_is_the_last_step_that_tells_words_apart() -> None:

@@ -25,7 +25,7 @@ from text_diffusion import __main__ as entry
 from text_diffusion import sample, train
 from text_diffusion.config import SampleConfig
 from text_diffusion.distributed import WORLD_SIZE_VARIABLES
-from text_diffusion.generation import TextDiffusion
+from text_diffusion.generation import TextDiffusion, load_diffusion
 from text_diffusion.tokenizer import Tokenizer
 
 STAGE = re.compile(r"t +(\d+)  ?(.*)")
@@ -500,7 +500,7 @@ def test_importing_does_nothing() -> None:
 
 
 def test_load_takes_what_the_file_says(weights: Path) -> None:
-    model = text_diffusion.load(str(weights))
+    model = load_diffusion(weights)
     assert not model.model.training
     assert model.sequence_len == 8
     assert model.diffusion.num_timesteps == 20

@@ -30,12 +30,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from text_diffusion.generation import TextDiffusion
+    from text_diffusion.generation import Writer
 
 __version__ = "0.1.0"
 
 
-def load(path: str, *, device: str = "auto", tokenizer: str = "") -> TextDiffusion:
+def load(path: str, *, device: str = "auto", tokenizer: str = "") -> Writer:
     """Load a weights file; see :func:`text_diffusion.generation.load`."""
     from text_diffusion import generation  # here, so that `import text_diffusion` does not wait for torch
 

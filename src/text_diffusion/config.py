@@ -40,8 +40,11 @@ class Options:
 
 @dataclass(frozen=True)
 class ModelConfig(Options):
-    """The denoiser (`modeling`)."""
+    """The network (`modeling`), and what it learns (`objectives`)."""
 
+    objective: str = option(
+        "diffusion_lm", "what is learned: to denoise, or the next word", choices=("diffusion_lm", "autoregressive")
+    )
     in_channel: int = option(32, "D, size of the word embeddings that are diffused", low=1)
     hidden_size: int = option(128, "H, width of the transformer", low=1)
     num_layers: int = option(3, "transformer layers", low=1)

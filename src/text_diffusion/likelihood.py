@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from text_diffusion import config as settings
 from text_diffusion import errors
+from text_diffusion.autoregressive import Autoregressive, nlls
 from text_diffusion.bound import PathTerms, Posterior, handover_for, log_decoder, log_mean, path_terms, walk
 from text_diffusion.config import LikelihoodConfig
 from text_diffusion.data import fit
@@ -30,7 +31,7 @@ from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, read_lines, write_atomically
 from text_diffusion.flow import exact_trace, hutchinson_trace, ode_log_weight, predict_twice
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
-from text_diffusion.generation import TextDiffusion, load
+from text_diffusion.generation import TextDiffusion, Writer, load
 from text_diffusion.grammar import Grammar
 from text_diffusion.randomness import Stream, draw, normal, uniform
 from text_diffusion.timesteps import spaced_timesteps
@@ -177,6 +178,14 @@ def measure(model: TextDiffusion, text: Text, config: LikelihoodConfig) -> Figur
     return Figures(lines, process.timesteps, kl.cpu(), process.timesteps[handover])
 
 
+@torch.no_grad()
+def measure_exactly(model: Autoregressive, text: Text, config: LikelihoodConfig) -> Figures:
+    """-log P(w) itself, of a model that writes from left to right."""
+    parts = torch.split(text.ids.to(model.device), config.batch_size or 256)
+    bits = torch.cat([nlls(model.model, part).sum(dim=1) for part in parts]).cpu() / BIT
+    return Figures({"exact": bits}, [], torch.zeros(0), 0)
+
+
 def true_bits(path: Path, lines: Sequence[str]) -> Tensor:
     """-log2 p of each line in the language of a grammar file.
 
@@ -202,8 +211,9 @@ NAMES = {
     "importance_sampled": "the same, {paths} paths together",
     "flow_bound": "bound of the flow",
     "flow_importance_sampled": "the same, {paths} draws together",
+    "exact": "-log2 P, exact",
     "true": "true -log2 p",
-    "gap": "bound of the walk - true",
+    "gap": "what it is above the truth",
 }
 
 
@@ -262,19 +272,21 @@ def command(argv: Sequence[str] | None) -> None:
     settings.add_options(parser, LikelihoodConfig)
     given = vars(parser.parse_args(argv))
     config = settings.build(LikelihoodConfig, given)
-    check_flags(config, given)
     model = load(given["weights"], device=config.device, gpu=config.gpu, tokenizer=config.tokenizer)
-    if config.steps > model.diffusion.num_timesteps:
-        raise UserError(f"--steps must be at most {model.diffusion.num_timesteps}, the model's, found {config.steps}")
+    check_flags(model, config, given)
     text = read_text(given["text"], model.tokenizer, model.sequence_len, config.lines)
     true = true_bits(Path(config.grammar), text.lines) if config.grammar else None
     if config.json:
         check_writable(Path(config.json).parent)
-    figures = measure(model, text, config)
+    if isinstance(model, Autoregressive):
+        figures = measure_exactly(model, text, config)
+    else:
+        figures = measure(model, text, config)
     if true is not None:
-        figures.lines.update(true=true, gap=figures.lines["bound"] - true)
-    steps = len(figures.timesteps)
-    print(f"{given['text']}: {len(text.lines)} lines, {text.tokens} tokens; {given['weights']}, {steps} steps")
+        first = figures.lines["exact" if "exact" in figures.lines else "bound"]
+        figures.lines.update(true=true, gap=first - true)
+    steps = f", {len(figures.timesteps)} steps" if figures.timesteps else ""
+    print(f"{given['text']}: {len(text.lines)} lines, {text.tokens} tokens; {given['weights']}{steps}")
     print(table(figures, text, config))
     if config.json:
         about = {"weights": given["weights"], "file": str(given["text"]), "seed": config.seed, "paths": config.paths}
@@ -283,12 +295,24 @@ def command(argv: Sequence[str] | None) -> None:
         print(f"written all figures to {config.json}")
 
 
-def check_flags(config: LikelihoodConfig, given: dict[str, Any]) -> None:
-    """Refuse flags that would change nothing.
+OF_DIFFUSION = ("steps", "paths", "flow", "flow_steps", "probes", "seed")
+
+
+def check_flags(model: Writer, config: LikelihoodConfig, given: dict[str, Any]) -> None:
+    """Refuse flags that would change nothing, and steps that the model does not have.
 
     Raises:
         UserError: naming the first of them.
     """
+    if isinstance(model, Autoregressive):
+        if named := [name for name in OF_DIFFUSION if name in given]:
+            raise UserError(
+                f"--{named[0]} belongs to diffusion models: leave it out, as {given['weights']} writes left to right"
+            )
+        return
+    T = model.diffusion.num_timesteps
+    if config.steps > T:
+        raise UserError(f"--steps must be at most {T}, the steps that the model was trained with, found {config.steps}")
     for name, needs in (("flow_steps", ("exact", "hutchinson")), ("probes", ("hutchinson",))):
         if name in given and config.flow not in needs:
             raise UserError(f"--{name} belongs to --flow {' or '.join(needs)}, found --flow {config.flow}")

@@ -21,7 +21,7 @@ from text_diffusion.ema import EMA
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, line_number, project_root, remove_leftovers
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
-from text_diffusion.modeling import TransformerNetModel
+from text_diffusion.objectives import OBJECTIVES, Network, Objective
 from text_diffusion.randomness import Stream, mix
 from text_diffusion.schedules import named_betas
 from text_diffusion.state import TrainState, find_checkpoint
@@ -55,6 +55,11 @@ class Run:
     fingerprint: str
     id: str
     resumed_meter: dict[str, Any] | None  # sums of the log between two rows, from where the run was stopped
+
+    @property
+    def objective(self) -> Objective:
+        """What is learned."""
+        return OBJECTIVES[self.model_config.objective]
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -174,7 +179,7 @@ def encode(
 def new_state(run: Run) -> TrainState:
     """Freshly initialised weights, averages and optimizer."""
     torch.manual_seed(mix(run.config.seed, Stream.INIT))
-    model = TransformerNetModel(run.model_config, run.tokenizer.vocab_size, run.data_config.sequence_len)
+    model: Network = run.objective.network(run.model_config, run.tokenizer.vocab_size, run.data_config.sequence_len)
     model = model.to(run.device).train()
     model.gradient_checkpointing = run.config.gradient_checkpointing
     optimizer = torch.optim.AdamW(

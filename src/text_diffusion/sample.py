@@ -20,19 +20,20 @@ from text_diffusion.display import Display
 from text_diffusion.distributed import check_single_process
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, write_atomically
-from text_diffusion.generation import TextDiffusion, load
+from text_diffusion.generation import TextDiffusion, Writer, load
 from text_diffusion.memory import in_batches, keep_freed_memory
 from text_diffusion.samplers import Step
 
 PRINTED = 10  # sentences on standard output; the file has them all
+OF_DIFFUSION = ("steps", "sampler", "spacing", "eta", "churn", "top_p", "clamp", "clamp_start", "halt")
 
 
-def output_path(config: SampleConfig) -> Path:
-    """OUT_DIR/CKPTNAME.samples_N.steps-S.clamp-C.seed-R.txt."""
+def output_path(config: SampleConfig, left_to_right: bool = False) -> Path:
+    """OUT_DIR/CKPTNAME.samples_N.steps-S.clamp-C.seed-R.txt; without steps and clamp where a model has none."""
     weights = Path(config.model_name_or_path)
     folder = Path(config.out_dir) if config.out_dir else weights.parent
-    name = f"{weights.stem}.samples_{config.num_samples}.steps-{config.steps}.clamp-{config.clamp}.seed-{config.seed}"
-    return folder / f"{name}.{config.format}"
+    how = "" if left_to_right else f"steps-{config.steps}.clamp-{config.clamp}."
+    return folder / f"{weights.stem}.samples_{config.num_samples}.{how}seed-{config.seed}.{config.format}"
 
 
 def denoising(model: TextDiffusion, config: SampleConfig, start: int, stop: int) -> Iterator[Step]:
@@ -54,8 +55,10 @@ def denoising(model: TextDiffusion, config: SampleConfig, start: int, stop: int)
     )
 
 
-def generate(model: TextDiffusion, config: SampleConfig) -> list[str]:
+def generate(model: Writer, config: SampleConfig) -> list[str]:
     """Sample in batches; the first sentences are shown in the making."""
+    if not isinstance(model, TextDiffusion):
+        return model.sample(config.num_samples, seed=config.seed, batch_size=config.batch_size or None)
     size = config.batch_size or model.choose_batch_size(config.num_samples)
     calls = -(-config.num_samples // size) * config.steps
     with tqdm(total=calls, unit="call", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False) as bar:
@@ -70,11 +73,11 @@ def generate(model: TextDiffusion, config: SampleConfig) -> list[str]:
         return in_batches(config.num_samples, size, make)
 
 
-def contents(sentences: Sequence[str], config: SampleConfig) -> bytes:
+def contents(sentences: Sequence[str], model: Writer, config: SampleConfig) -> bytes:
     """The text of the output file, plain or as JSON lines."""
     lines = list(sentences)
     if config.format == "jsonl":
-        names = ("seed", "steps", "sampler", "spacing", "eta", "churn", "top_p", "clamp", "clamp_start", "halt")
+        names = ("seed", *(OF_DIFFUSION if isinstance(model, TextDiffusion) else ()))
         about = {name: getattr(config, name) for name in names} | {"weights": Path(config.model_name_or_path).name}
         lines = [json.dumps({"text": text, "index": i, **about}, ensure_ascii=False) for i, text in enumerate(lines)]
     return "".join(line + "\n" for line in lines).encode()
@@ -102,10 +105,16 @@ def command(argv: Sequence[str] | None) -> None:
     if not config.model_name_or_path:
         raise UserError("CKPT must name a weights file (--model_name_or_path), found nothing")
     model = load(config.model_name_or_path, device=config.device, gpu=config.gpu, tokenizer=config.tokenizer)
-    if "steps" not in given:
-        config = replace(config, steps=min(config.steps, model.diffusion.num_timesteps))
-    path = output_path(config)
-    denoising(model, config, 0, 1)  # a setting that is out of range is found before the folder is made
+    if isinstance(model, TextDiffusion):
+        if "steps" not in given:
+            config = replace(config, steps=min(config.steps, model.diffusion.num_timesteps))
+        denoising(model, config, 0, 1)  # a setting that is out of range is found before the folder is made
+    elif named := [name for name in (*OF_DIFFUSION, "sequence_len", "show") if name in given]:
+        raise UserError(
+            f"--{named[0]} belongs to diffusion models: leave it out, "
+            f"as {config.model_name_or_path} writes left to right"
+        )
+    path = output_path(config, not isinstance(model, TextDiffusion))
     is_new = not path.parent.exists()
     check_writable(path.parent)
     try:
@@ -114,7 +123,7 @@ def command(argv: Sequence[str] | None) -> None:
         if is_new:
             path.parent.rmdir()
         raise
-    text = contents(sentences, config)
+    text = contents(sentences, model, config)
     path = free_name(path, text)
     write_atomically(path, lambda file: file.write(text))
     for sentence in sentences[:PRINTED]:
