@@ -46,7 +46,7 @@ def run(writer: Path, text: Path, **options: Any) -> dict[str, Any]:
 
 
 def test_figures_are_whole(writer: Path, text: Path, grammar: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = run(writer, text, paths=3, flow="exact", flow_steps=4, grammar=grammar)
+    found = run(writer, text, paths=3, flow="exact", flow_steps=1, grammar=grammar)
     out = capsys.readouterr().out
     means = {name: mean["bits_per_sentence"] for name, mean in found["means"].items()}
     assert list(means) == [
@@ -61,8 +61,8 @@ def test_figures_are_whole(writer: Path, text: Path, grammar: Path, capsys: pyte
     assert steps["timesteps"] == list(range(20))
     assert sum(steps["kl"][:-1]) == pytest.approx(means["kl"], rel=1e-4)
     assert steps["kl"][-1] == pytest.approx(means["prior"], abs=1e-5)
-    assert found["tokens"] == 12 * 6  # four words, the full stop, [SEP]
-    assert found["means"]["bound"]["bits_per_token"] == pytest.approx(means["bound"] / 6, rel=1e-5)
+    assert found["tokens"] == 12 * 7  # five words, the full stop, [SEP]
+    assert found["means"]["bound"]["bits_per_token"] == pytest.approx(means["bound"] / 7, rel=1e-5)
     assert [line["text"] for line in found["lines"]] == LINES[:12]
     for name in means:
         assert sum(line[name] for line in found["lines"]) / 12 == pytest.approx(means[name], rel=1e-4, abs=1e-6)
