@@ -40,7 +40,7 @@ def train_micro(steps: int = 800, batch_size: int = 128) -> Micro:
     """Self-conditioned; the words stay on a circle, so that the model's size goes into what it is tested for."""
     torch.manual_seed(0)
     sentences = torch.tensor(list(product(range(V), repeat=L)))
-    first, follows = torch.randn(V).softmax(0), torch.randn(V, V).softmax(1)
+    first, follows = (torch.randn(V) / 2).softmax(0), (torch.randn(V, V) / 2).softmax(1)
     p = first[sentences[:, 0]] * follows[sentences[:, :-1], sentences[:, 1:]].prod(dim=1)
 
     config = ModelConfig(in_channel=D, hidden_size=16, num_layers=1, num_heads=2, num_channels=16, self_condition=True)
