@@ -150,7 +150,10 @@ def test_it_goes_on_bit_for_bit(corpus: Path, tmp_path: Path) -> None:
     for path in (tmp_path / "parts").glob("*000006.pt"):
         path.unlink()
     assert same(run("parts", 6, save_interval=3), whole)
-    assert not same(run("micro", 6, microbatch=8), {})
+    micro, again = run("micro", 6, microbatch=8), run("again", 6, gradient_checkpointing=True)
+    for name, weight in whole.items():  # Adam magnifies rounding, so not to the last digit
+        torch.testing.assert_close(micro[name], weight, atol=1e-3, rtol=1e-2)
+        torch.testing.assert_close(again[name], weight, atol=1e-3, rtol=1e-2)
 
 
 def test_what_belongs_to_diffusion_is_refused(

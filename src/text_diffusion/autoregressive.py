@@ -16,9 +16,12 @@ from text_diffusion.config import ModelConfig
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.losses import Noise
-from text_diffusion.modeling import LAYER_NORM_EPS, EncoderLayer
+from text_diffusion.memory import in_batches
+from text_diffusion.modeling import LAYER_NORM_EPS, EncoderLayer, through
 from text_diffusion.randomness import Stream, draw, uniform
 from text_diffusion.tokenizer import Tokenizer
+
+AT_ONCE = 256  # sentences, if not said otherwise
 
 
 class CausalTransformer(nn.Module):
@@ -35,6 +38,7 @@ class CausalTransformer(nn.Module):
         D, H = config.in_channel, config.hidden_size
         self.config = config
         self.sequence_len = sequence_len
+        self.gradient_checkpointing = False
 
         self.word_embedding = nn.Embedding(vocab_size, D)
         self.lm_head = nn.Linear(D, vocab_size)
@@ -51,8 +55,7 @@ class CausalTransformer(nn.Module):
         """Scores of the word after each position: w_0 .. w_{n-1} (B, n) -> (B, n, V)."""
         h = self.input_up_proj(self.word_embedding(input_ids)) + self.position_embeddings.weight[: input_ids.shape[1]]
         h = self.dropout(self.LayerNorm(h))  # (B, n, H)
-        for layer in self.layers:
-            h = layer(h)
+        h = through(self.layers, h, self.gradient_checkpointing)
         logits: Tensor = self.lm_head(self.output_down_proj(self.final_norm(h)))
         return logits
 
@@ -103,12 +106,11 @@ class Autoregressive:
             raise UserError(f"the number of samples must not be negative, found {n}")
         if batch_size is not None and batch_size < 1:
             raise UserError(f"the batch size must be at least 1, found {batch_size}")
-        sentences: list[str] = []
-        size = batch_size or 256
-        for start in range(0, n, size):
-            ids = self._ids(seed, start, min(start + size, n))
-            sentences += [self.tokenizer.decode(row) for row in ids.tolist()]
-        return sentences
+
+        def make(start: int, stop: int) -> list[str]:
+            return [self.tokenizer.decode(row) for row in self._ids(seed, start, stop).tolist()]
+
+        return in_batches(n, batch_size or AT_ONCE, make)
 
     def _ids(self, seed: int, start: int, stop: int) -> Tensor:
         """The words of sentences start..stop-1, (B, L): the first v at which P(w_l <= v) exceeds a uniform number."""

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from text_diffusion import config as settings
 from text_diffusion import errors
-from text_diffusion.autoregressive import Autoregressive, nlls
+from text_diffusion.autoregressive import AT_ONCE, Autoregressive, nlls
 from text_diffusion.bound import PathTerms, Posterior, handover_for, log_decoder, log_mean, path_terms, walk
 from text_diffusion.config import LikelihoodConfig
 from text_diffusion.data import fit
@@ -33,6 +33,7 @@ from text_diffusion.flow import exact_trace, hutchinson_trace, ode_log_weight, p
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.generation import TextDiffusion, Writer, load
 from text_diffusion.grammar import Grammar
+from text_diffusion.memory import keep_freed_memory
 from text_diffusion.randomness import Stream, draw, normal, uniform
 from text_diffusion.timesteps import spaced_timesteps
 from text_diffusion.tokenizer import Tokenizer
@@ -181,7 +182,7 @@ def measure(model: TextDiffusion, text: Text, config: LikelihoodConfig) -> Figur
 @torch.no_grad()
 def measure_exactly(model: Autoregressive, text: Text, config: LikelihoodConfig) -> Figures:
     """-log P(w) itself, of a model that writes from left to right."""
-    parts = torch.split(text.ids.to(model.device), config.batch_size or 256)
+    parts = torch.split(text.ids.to(model.device), config.batch_size or AT_ONCE)
     bits = torch.cat([nlls(model.model, part).sum(dim=1) for part in parts]).cpu() / BIT
     return Figures({"exact": bits}, [], torch.zeros(0), 0)
 
@@ -272,6 +273,7 @@ def command(argv: Sequence[str] | None) -> None:
     settings.add_options(parser, LikelihoodConfig)
     given = vars(parser.parse_args(argv))
     config = settings.build(LikelihoodConfig, given)
+    keep_freed_memory()
     model = load(given["weights"], device=config.device, gpu=config.gpu, tokenizer=config.tokenizer)
     check_flags(model, config, given)
     text = read_text(given["text"], model.tokenizer, model.sequence_len, config.lines)

@@ -77,11 +77,17 @@ class TransformerNetModel(nn.Module):
         time = self.time_embed(timestep_embedding(timesteps, self.config.num_channels))  # (B, H)
         h = self.input_up_proj(x_t) + self.position_embeddings.weight[: x_t.shape[1]] + time[:, None]  # (B, L, H)
         h = self.dropout(self.LayerNorm(h))
-        for layer in self.layers:  # each is computed again for its gradient, if memory is short
-            again = self.gradient_checkpointing and torch.is_grad_enabled()
-            h = checkpoint(layer, h, use_reentrant=False) if again else layer(h)
+        h = through(self.layers, h, self.gradient_checkpointing)
         x_start: Tensor = self.output_down_proj(self.final_norm(h))  # (B, L, D)
         return x_start
+
+
+def through(layers: nn.ModuleList, h: Tensor, gradient_checkpointing: bool) -> Tensor:
+    """One layer after the other, (B, L, H) -> (B, L, H); each again for its gradient, if memory is short."""
+    for layer in layers:
+        again = gradient_checkpointing and torch.is_grad_enabled()
+        h = checkpoint(layer, h, use_reentrant=False) if again else layer(h)
+    return h
 
 
 class EncoderLayer(nn.Module):
