@@ -96,6 +96,8 @@ def prepare(given: dict[str, Any]) -> tuple[Run, TrainState]:
         check_same_run(given, saved, folder)
     saved.pop("checkpoint_path", None)
     model_config = settings.build(ModelConfig, saved, given)
+    if model_config.objective == "autoregressive":
+        check_left_to_right(given)
     diffusion_config = settings.build(DiffusionConfig, saved, given)
     data_config = settings.build(DataConfig, saved, given)
     config = settings.build(TrainConfig, saved, given)
@@ -219,3 +221,14 @@ def check_same_run(given: dict[str, Any], saved: dict[str, Any], folder: Path) -
                 f"the run in {folder} was started with --{name} {saved[name]}, found {given[name]}; "
                 "give --checkpoint_path another folder to start a new run"
             )
+
+
+def check_left_to_right(given: dict[str, Any]) -> None:
+    """Refuse flags that mean nothing to a model without noise.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for name in ("self_condition", "num_channels", *DiffusionConfig.__dataclass_fields__):
+        if name in given:
+            raise UserError(f"--{name} belongs to diffusion models: leave it out with --objective autoregressive")

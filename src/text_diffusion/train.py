@@ -136,20 +136,7 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
         if value.lower() != "false":
             raise UserError(f"--{name} expects False (pretrained weights are not supported yet), found {value}")
     size = given.pop("size")
-    if given.get("objective") == "autoregressive":
-        check_left_to_right(given)
     return (settings.SIZES[size] if size else {}) | given
-
-
-def check_left_to_right(given: dict[str, Any]) -> None:
-    """Refuse flags that mean nothing to a model without noise.
-
-    Raises:
-        UserError: naming the first of them.
-    """
-    for name in ("self_condition", "num_channels", *settings.DiffusionConfig.__dataclass_fields__):
-        if name in given:
-            raise UserError(f"--{name} belongs to diffusion models: leave it out with --objective autoregressive")
 
 
 def command(argv: Sequence[str] | None) -> None:
