@@ -7,6 +7,7 @@ sentences of L tokens, pads included, of which w_0 = [CLS] is given.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,9 @@ from text_diffusion.losses import Noise
 from text_diffusion.memory import in_batches
 from text_diffusion.modeling import LAYER_NORM_EPS, EncoderLayer, through
 from text_diffusion.randomness import Stream, draw, uniform
-from text_diffusion.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from text_diffusion.tokenizer import Tokenizer
 
 AT_ONCE = 256  # sentences, if not said otherwise
 
