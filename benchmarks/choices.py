@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from common import record, train
 from quality import simple_figures, simple_language
 
-from text_diffusion import load
+from text_diffusion.generation import load_diffusion
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 more = ["--seed", seed, "--eval_interval", "0", *flags.split()]
                 trained = train(Path(folder, "run"), "simple", args.steps, more)
-                model = load(str(trained.weights))
+                model = load_diffusion(str(trained.weights))
                 for calls in map(int, args.calls.split(",")):
                     figures = simple_figures(model.sample(args.samples, steps=calls), grammar, lines)
                     row = {"flags": flags, "seed": int(seed), "seconds": round(trained.seconds), "calls": calls}

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from common import record, train
 from quality import simple_figures, simple_language
 
-from text_diffusion import load
+from text_diffusion.generation import load_diffusion
 from text_diffusion.memory import keep_freed_memory
 
 CALLS = (2, 4, 8, 12, 16, 20)
@@ -66,7 +66,7 @@ def main() -> None:
         paths = [Path(path) for path in args.weights]
         for seed in filter(None, args.train.split(",")):
             paths.append(train(Path(scratch, seed), "simple", flags=["--seed", seed, "--eval_interval", "0"]).weights)
-        models = [load(str(path)) for path in paths]
+        models = [load_diffusion(str(path)) for path in paths]
         for calls in map(int, args.calls.split(",")):
             for way in WAYS:
                 for spacing in args.spacings.split(","):

@@ -34,6 +34,7 @@ from text_diffusion.data import Batches
 from text_diffusion.ema import EMA
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.modeling import TransformerNetModel
+from text_diffusion.objectives import OBJECTIVES
 from text_diffusion.randomness import Stream, draw, normal
 from text_diffusion.samplers import ancestral
 from text_diffusion.schedules import named_betas
@@ -104,6 +105,7 @@ def training(
     run: Any = SimpleNamespace(
         config=config,
         model_config=model_config,
+        objective=OBJECTIVES["diffusion_lm"],
         data_config=SimpleNamespace(sequence_len=length),
         device=device,
         diffusion=GaussianDiffusion(named_betas("sqrt", 2000), device),

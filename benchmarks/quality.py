@@ -25,8 +25,8 @@ import table
 from common import ROOT, Trained, record, train
 from e2e import e2e_lines
 
-from text_diffusion import load
 from text_diffusion.files import read_lines
+from text_diffusion.generation import load_diffusion
 from text_diffusion.grammar import Grammar
 
 
@@ -66,7 +66,7 @@ def simple(scratch: Path, samples: int, seeds: Sequence[int]) -> None:
     for seed in seeds:
         trained = train(scratch / f"simple-{seed}", "simple", flags=["--seed", str(seed)])
         curve = curve or loss_curve(trained.weights.parent / "metrics.jsonl")
-        model = load(str(trained.weights))
+        model = load_diffusion(str(trained.weights))
         for calls in (8, 20, 100) if seed == seeds[0] else (8, 20):
             started = time.perf_counter()
             sentences = model.sample(samples, steps=calls, seed=seed)
@@ -85,7 +85,7 @@ def simple(scratch: Path, samples: int, seeds: Sequence[int]) -> None:
 def shipped(samples: int) -> None:
     """The weights that come with the repository."""
     grammar, lines = simple_language()
-    model = load(str(ROOT / "ckpts/simple/ema_0.9999_025000.pt"))
+    model = load_diffusion(str(ROOT / "ckpts/simple/ema_0.9999_025000.pt"))
     runs = []
     for calls in (20, 200, 2000):
         started = time.perf_counter()
@@ -107,7 +107,7 @@ def greetings(scratch: Path, samples: int) -> None:
     trained = train(scratch / "greetings", "greetings")
     lines = set(read_lines(ROOT / "data/greetings-train.txt"))
     corpus = set().union(*map(triples, read_lines(ROOT / "data/greetings/greetings.txt")))
-    model, runs = load(str(trained.weights)), []
+    model, runs = load_diffusion(str(trained.weights)), []
     for sampler, calls in (("dpm-solver++", 20), ("dpm-solver++", 60), ("ancestral", 20), ("ancestral", 60)):
         sentences = model.sample(samples, steps=calls, sampler=sampler)
         figures = {
@@ -134,7 +134,7 @@ def text(scratch: Path, file: Path, steps: int, calls: int, flags: Sequence[str]
         found = [triple in known for line in lines for triple in triples(line)]
         return sum(found) / max(len(found), 1)
 
-    sentences = load(str(trained.weights)).sample(1000, steps=calls, sampler="ancestral")
+    sentences = load_diffusion(str(trained.weights)).sample(1000, steps=calls, sampler="ancestral")
     figures = {
         "triples": share(sentences),
         "triples_real": share(train_lines[:1000]),

@@ -30,11 +30,11 @@ from common import ROOT, record
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from text_diffusion import load
 from text_diffusion.config import SIZES, ModelConfig, TrainConfig, build
 from text_diffusion.data import Batches
 from text_diffusion.ema import EMA
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
+from text_diffusion.generation import load_diffusion
 from text_diffusion.losses import Noise, diffusion_lm_loss
 from text_diffusion.memory import keep_freed_memory
 from text_diffusion.modeling import TransformerNetModel
@@ -197,7 +197,7 @@ def gemm() -> None:
 
 def sampling(weights: Path, calls: int, options: dict[str, Any]) -> None:
     """A batch by the default sampler, in turn with 2,000 ancestral steps."""
-    model = load(str(weights))
+    model = load_diffusion(str(weights))
     things = {
         "2,000 ancestral": lambda: model.sample(256, steps=2000, sampler="ancestral", spacing="uniform"),
         "default": lambda: model.sample(256, steps=calls, **options),

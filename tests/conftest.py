@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from micro import Micro, train_micro
 from toy import LINES, train_flags, write_text
 
 from text_diffusion import files, train
@@ -64,6 +65,12 @@ def writer(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = {"steps": 200, "lr": 1e-2, "warmup_steps": 0, "hidden_size": 32, "batch_size": 32}
     assert train.main(train_flags(corpus, folder, **options)) == 0
     return folder / "ema_0.9_000200.pt"
+
+
+@pytest.fixture(scope="session")
+def micro() -> Micro:
+    """A model of a language that can be enumerated."""
+    return train_micro()
 
 
 @pytest.fixture

@@ -368,7 +368,7 @@ def test_original_is_sampled_from(original: tuple[Path, Path], capsys: pytest.Ca
     assert set(words) <= set(tokenizers.Tokenizer.from_file(str(vocab)).get_vocab())
     assert len(set(words)) > 4
     assert not any(word.startswith("[") for word in words)
-    model = text_diffusion.generation.load(weights, tokenizer=str(vocab))
+    model = text_diffusion.generation.load_diffusion(weights, tokenizer=str(vocab))
     assert sentences == model.sample(30)
     assert (model.sequence_len, model.diffusion.num_timesteps, model.diffusion.time_scale) == (9, 40, 25.0)
     assert (model.model.config.num_heads, model.model.config.num_layers, model.model.config.norm) == (12, 2, "post")
@@ -378,7 +378,7 @@ def test_original_s_time_scale(original: tuple[Path, Path]) -> None:
     """Unscaled timesteps if it was trained so."""
     weights, vocab = original
     weights.with_name("training_args.json").write_text(json.dumps(ARGS | {"rescale_timesteps": False}))
-    assert text_diffusion.generation.load(weights, tokenizer=str(vocab)).diffusion.time_scale == 1
+    assert text_diffusion.generation.load_diffusion(weights, tokenizer=str(vocab)).diffusion.time_scale == 1
 
 
 def test_original_s_stale_head_is_ignored(original: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,12 +31,13 @@ from toy import (
     write_text,
 )
 
-from text_diffusion import config, losses, sample, step, train
+from text_diffusion import config, losses, objectives, sample, train
 from text_diffusion import tokenizer as tokenizers
 from text_diffusion.config import DataConfig, DiffusionConfig, ModelConfig, Options, SampleConfig, TrainConfig
 from text_diffusion.errors import UserError
 from text_diffusion.generation import TextDiffusion
-from text_diffusion.modeling import EncoderLayer
+from text_diffusion.modeling import EncoderLayer, TransformerNetModel
+from text_diffusion.objectives import Objective
 from text_diffusion.tokenizer import train_word_level
 
 TRAIN_GROUPS: tuple[type[Options], ...] = (ModelConfig, DiffusionConfig, DataConfig, TrainConfig)
@@ -72,6 +73,7 @@ def texts(tmp_path: Path) -> dict[str, Path]:
 
 
 TRAIN_CASES = {
+    "objective": Case("autoregressive", "error"),  # of the others set here; what it does is in test_autoregressive
     "in_channel": Case(4, "weights"),
     "hidden_size": Case(32, "weights"),
     "num_layers": Case(2, "weights"),
@@ -141,7 +143,7 @@ def observe_training(argv: list[str], folder: Path, capsys: pytest.CaptureFixtur
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "wandb", wandb)
-        patch.setattr(step, "diffusion_lm_loss", counted)
+        patch.setitem(objectives.OBJECTIVES, "diffusion_lm", Objective(TransformerNetModel, counted, "mse"))
         patch.setattr(torch, "compile", compile)
         patch.setattr(EncoderLayer, "forward", layer)
         status = train.main(argv)

@@ -318,9 +318,9 @@ def test_dropout_is_where_bert_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
     torch_s = F.scaled_dot_product_attention
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
+    def attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, is_causal: bool) -> Tensor:
         places.append(dropout_p)
-        return torch_s(q, k, v, dropout_p=dropout_p)
+        return torch_s(q, k, v, dropout_p=dropout_p, is_causal=is_causal)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
     for module in model.modules():

@@ -25,7 +25,7 @@ from text_diffusion import __main__ as entry
 from text_diffusion import sample, train
 from text_diffusion.config import SampleConfig
 from text_diffusion.distributed import WORLD_SIZE_VARIABLES
-from text_diffusion.generation import TextDiffusion
+from text_diffusion.generation import TextDiffusion, load_diffusion
 from text_diffusion.tokenizer import Tokenizer
 
 STAGE = re.compile(r"t +(\d+)  ?(.*)")
@@ -94,8 +94,8 @@ def test_jsonl(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain, plain_out, _ = run(capsys, weights, num_samples=12, seed=4)
     path, out, _ = run(capsys, weights, num_samples=12, seed=4, format="jsonl")
     assert path == plain.with_suffix(".jsonl")
-    settings = {"seed": 4, "steps": 20, "sampler": "auto", "spacing": "auto", "eta": 0.0, "churn": 0.0}
-    settings |= {"top_p": 0.0, "clamp": "no_clamp", "clamp_start": 0, "halt": 0}
+    settings = {"seed": 4, "steps": 20, "sequence_len": None, "sampler": "dpm-solver++", "spacing": "auto", "eta": None}
+    settings |= {"churn": None, "top_p": None, "clamp": False, "clamp_start": None, "halt": None}
     assert [json.loads(line) for line in lines_of(path)] == [
         {"text": text, "index": i, "weights": weights.name, **settings} for i, text in enumerate(lines_of(plain))
     ]
@@ -500,7 +500,7 @@ def test_importing_does_nothing() -> None:
 
 
 def test_load_takes_what_the_file_says(weights: Path) -> None:
-    model = text_diffusion.load(str(weights))
+    model = load_diffusion(weights)
     assert not model.model.training
     assert model.sequence_len == 8
     assert model.diffusion.num_timesteps == 20

@@ -46,6 +46,7 @@ from text_diffusion.config import DiffusionConfig, ModelConfig, TrainConfig
 from text_diffusion.distributed import pick_precision
 from text_diffusion.errors import UserError
 from text_diffusion.meter import Meter
+from text_diffusion.objectives import OBJECTIVES
 from text_diffusion.step import learning_rate
 from text_diffusion.tokenizer import train_word_level
 from text_diffusion.tracking import clock, trim
@@ -441,7 +442,7 @@ OTHERS: dict[str, object] = {
     "in_channel": 4, "hidden_size": 32, "num_layers": 2, "num_heads": 1, "num_channels": 4, "activation": "gelu",
     "norm": "post", "dropout": 0.1, "self_condition": False, "diffusion_steps": 10, "noise_schedule": "cosine",
     "schedule_sampler": "loss-second-moment", "tokenizer": "byte-level", "sequence_len": 7, "long_lines": "drop",
-    "batch_size": 4, "seed": 1, "ema_rate": "0.9,0.99",
+    "batch_size": 4, "seed": 1, "ema_rate": "0.9,0.99", "objective": "autoregressive",
 }  # fmt: skip
 
 
@@ -574,7 +575,10 @@ def test_meter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(now)))
     device = torch.device("cpu")
     run: Any = SimpleNamespace(
-        config=SimpleNamespace(batch_size=2), diffusion=SimpleNamespace(num_timesteps=8), device=device
+        config=SimpleNamespace(batch_size=2),
+        diffusion=SimpleNamespace(num_timesteps=8),
+        device=device,
+        objective=OBJECTIVES["diffusion_lm"],
     )
     state: Any = SimpleNamespace(step=2, seconds=10.0, optimizer=SimpleNamespace(param_groups=[{"lr": 0.5}]))
     meter = Meter(run)

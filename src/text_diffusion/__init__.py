@@ -19,8 +19,9 @@ Reading order: ``schedules``, ``gaussian_diffusion``, ``losses``, ``modeling``, 
 rest is plumbing: ``config`` (every setting and its default), ``tokenizer``, ``corpus`` and ``data`` (text to batches),
 ``randomness``, ``timesteps``, ``ema``; ``run``, ``state``, ``checkpoint``, ``meter``, ``validation`` and ``tracking``
 (a training run); ``generation``, ``sample`` and ``display`` (sampling); ``grammar`` (a language known exactly),
-``ngrams``, ``metrics``, ``figures`` and ``evaluate`` (how good samples are); ``original`` (weights of other programs),
-``files``, ``memory`` and ``errors``.
+``ngrams``, ``metrics``, ``figures`` and ``evaluate`` (how good samples are); ``bound``, ``flow`` and ``likelihood``
+(how probable a sentence is); ``objectives`` and ``autoregressive`` (what else may be learned); ``original`` (weights
+of other programs), ``files``, ``memory`` and ``errors``.
 
 >>> import text_diffusion
 >>> sentences = text_diffusion.load("ckpts/simple/ema_0.9999_025000.pt").sample(4, steps=20)
@@ -31,12 +32,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from text_diffusion.generation import TextDiffusion
+    from text_diffusion.generation import Writer
 
 __version__ = "0.1.0"
 
 
-def load(path: str, *, device: str = "auto", tokenizer: str = "") -> TextDiffusion:
+def load(path: str, *, device: str = "auto", tokenizer: str = "") -> Writer:
     """Load a weights file; see :func:`text_diffusion.generation.load`."""
     from text_diffusion import generation  # here, so that `import text_diffusion` does not wait for torch
 

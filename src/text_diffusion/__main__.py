@@ -11,6 +11,7 @@ COMMANDS = {
     "train": ("train", "train a model (scripts/run_train.sh)"),
     "sample": ("sample", "write sentences (scripts/text_sample.sh)"),
     "evaluate": ("evaluate", "measure samples beside real text"),
+    "likelihood": ("likelihood", "how many bits a model needs for a text"),
     "train-word-level": ("tokenizer", "train a word-level tokenizer (src/utils/custom_tokenizer.py)"),
     "train-byte-level": ("tokenizer", "train a byte-level tokenizer"),
 }

@@ -24,7 +24,7 @@ from text_diffusion.config import DiffusionConfig, ModelConfig, build
 from text_diffusion.errors import UserError
 from text_diffusion.files import project_root, write_atomically
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
-from text_diffusion.modeling import TransformerNetModel
+from text_diffusion.objectives import OBJECTIVES, Network
 from text_diffusion.schedules import named_betas
 from text_diffusion.tokenizer import Tokenizer
 
@@ -88,7 +88,7 @@ def read(path: Path) -> dict[str, Any]:
 class Weights:
     """What a weights file holds, ready to use."""
 
-    model: TransformerNetModel
+    model: Network
     diffusion: GaussianDiffusion
     tokenizer: Tokenizer
     sequence_len: int
@@ -134,8 +134,9 @@ def _assemble(contents: dict[str, Any], tokenizer: Tokenizer, device: torch.devi
     rows, positions = state["word_embedding.weight"].shape[0], state["position_embeddings.weight"].shape[0]
     if tokenizer.vocab_size != rows:
         raise UserError(f"{path}: expected a tokenizer with {rows} tokens, found one with {tokenizer.vocab_size}")
+    config = build(ModelConfig, contents["model"])
     with torch.device("meta"):  # no time spent on random weights that are about to be replaced
-        model = TransformerNetModel(build(ModelConfig, contents["model"]), rows, positions)
+        model = OBJECTIVES[config.objective].network(config, rows, positions)
     length = contents["sequence_len"]
     if not isinstance(length, int) or not 3 <= length <= positions:
         raise UserError(f"{path}: expected a sentence length between 3 and {positions}, found {length!r}")
@@ -157,7 +158,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: Path) -> None
     except (RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"{source}: the weights do not fit the model: {reason}") from None
-    if isinstance(model, TransformerNetModel):
+    if isinstance(model, Network):
         model.lm_head.weight = model.word_embedding.weight
 
 

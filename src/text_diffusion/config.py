@@ -40,8 +40,11 @@ class Options:
 
 @dataclass(frozen=True)
 class ModelConfig(Options):
-    """The denoiser (`modeling`)."""
+    """The network (`modeling`), and what it learns (`objectives`)."""
 
+    objective: str = option(
+        "diffusion_lm", "what is learned: to denoise, or the next word", choices=("diffusion_lm", "autoregressive")
+    )
     in_channel: int = option(32, "D, size of the word embeddings that are diffused", low=1)
     hidden_size: int = option(128, "H, width of the transformer", low=1)
     num_layers: int = option(3, "transformer layers", low=1)
@@ -162,6 +165,29 @@ class EvaluateConfig(Options):
     json: str = option("", "write every figure to this file too, as JSON")
     markdown: str = option("", "write the table to this file too")
     seed: int = option(0, "seed of the random halves behind the intervals", low=0, high=2**32 - 1)
+
+
+@dataclass(frozen=True)
+class LikelihoodConfig(Options):
+    """Likelihood (`likelihood`)."""
+
+    steps: int = option(0, "steps of the walk, 1..T; 0: all T", low=0)
+    paths: int = option(1, "paths for each sentence; several tighten the bound", low=1)
+    flow: str = option(
+        "none",
+        "also a bound of the flow, its trace being exact or Hutchinson's",
+        choices=("none", "exact", "hutchinson"),
+    )
+    flow_steps: int = option(32, "Runge-Kutta steps of the flow", low=1)
+    probes: int = option(1, "with --flow hutchinson: random probes of the trace for each sentence", low=1)
+    lines: int = option(0, "how many lines of the text, from the first; 0: all", low=0)
+    grammar: str = option("", "grammar file that the text comes from: also the true bits")
+    json: str = option("", "file to write all figures to, line by line too")
+    batch_size: int = option(0, "sentences at once; 0: chosen", low=0)
+    seed: int = option(0, "seed of the paths", low=0, high=2**32 - 1)
+    tokenizer: str = option("", "vocabulary file, for a weights file of the original that carries none")
+    device: str = option("auto", "auto, cpu, cuda or mps", choices=("auto", "cpu", "cuda", "mps"))
+    gpu: str = option("all", "GPUs to use, separated by commas, or all")
 
 
 # The original's shape: BERT-base with exact GELU, and the learning rate that goes with it.

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from text_diffusion import checkpoint
+from text_diffusion.autoregressive import Autoregressive, CausalTransformer
+from text_diffusion.checkpoint import Weights
 from text_diffusion.distributed import pick_device
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
@@ -26,13 +28,27 @@ from text_diffusion.tokenizer import Tokenizer
 BATCH_MEMORY = 64 * 2**20  # bytes of activations or logits that a chosen batch may need at once
 
 
-def load(path: str | Path, *, device: str = "auto", gpu: str = "all", tokenizer: str = "") -> TextDiffusion:
+def load(path: str | Path, *, device: str = "auto", gpu: str = "all", tokenizer: str = "") -> Writer:
     """Load a weights file, ours or the original's (which needs its vocabulary file as `tokenizer`).
 
     Raises:
         ValueError: the file is missing, truncated or foreign; the device is not there.
     """
-    weights = checkpoint.load_weights(Path(path), pick_device(device, gpu), tokenizer)
+    return writer_of(checkpoint.load_weights(Path(path), pick_device(device, gpu), tokenizer))
+
+
+def load_diffusion(path: str | Path, *, device: str = "auto", gpu: str = "all", tokenizer: str = "") -> TextDiffusion:
+    """Load a weights file that must hold a diffusion model; the rest as `load`."""
+    writer = load(path, device=device, gpu=gpu, tokenizer=tokenizer)
+    if not isinstance(writer, TextDiffusion):
+        raise UserError(f"{path}: expected a diffusion model, found one that was trained to write left to right")
+    return writer
+
+
+def writer_of(weights: Weights) -> Writer:
+    """What writes sentences with a network and its tokenizer."""
+    if isinstance(weights.model, CausalTransformer):
+        return Autoregressive(weights.model, weights.tokenizer, weights.sequence_len, weights.diffusion.device)
     return TextDiffusion(weights.model, weights.diffusion, weights.tokenizer, weights.sequence_len, weights.info)
 
 
@@ -192,6 +208,9 @@ class TextDiffusion:
         widest = max(self.tokenizer.vocab_size, 4 * config.hidden_size, config.num_heads * self.sequence_len)
         most = 256 if self.diffusion.device.type == "cpu" else 16384
         return max(1, min(n, most, BATCH_MEMORY // (4 * widest * self.sequence_len)))
+
+
+Writer = TextDiffusion | Autoregressive
 
 
 def nearest_embedding(x: Tensor, embeddings: Tensor) -> Tensor:

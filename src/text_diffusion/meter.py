@@ -19,10 +19,11 @@ class Meter:
 
     def __init__(self, run: Run) -> None:
         self.batch_size, self.diffusion_steps = run.config.batch_size, run.diffusion.num_timesteps
+        self.by_t = run.objective.by_t
         self.sums: dict[str, Tensor] = {}
         self.steps = 0
         self.seconds = 0.0
-        self.by_quarter = torch.zeros(2, 4, device=run.device)  # sums and counts of the mse in each quarter of 0..T-1
+        self.by_quarter = torch.zeros(2, 4, device=run.device)  # sums and counts of it in each quarter of 0..T-1
         self.first_bad = torch.full((), -1, device=run.device)
         self.restart_clock()
 
@@ -35,8 +36,9 @@ class Meter:
         t = values.pop("t")
         means = {name: value.mean() for name, value in values.items()} | {"grad_norm": grad_norm}
         self.sums = {name: mean + self.sums.get(name, 0) for name, mean in means.items()}
-        quarter = t * 4 // self.diffusion_steps
-        self.by_quarter.index_add_(1, quarter, torch.stack([values["mse"], torch.ones_like(values["mse"])]))
+        if self.by_t:
+            value, quarter = values[self.by_t], t * 4 // self.diffusion_steps
+            self.by_quarter.index_add_(1, quarter, torch.stack([value, torch.ones_like(value)]))
         bad = ~torch.isfinite(grad_norm + means["loss"]) & (self.first_bad < 0)
         self.first_bad = torch.where(bad, self.steps, self.first_bad)
         self.steps += 1
@@ -63,7 +65,7 @@ class Meter:
         row: Row = {"step": state.step}
         row |= {name: float(total) / self.steps for name, total in self.sums.items()}
         sums, counts = self.by_quarter.tolist()
-        row |= {f"mse_q{i + 1}": s / c for i, (s, c) in enumerate(zip(sums, counts, strict=True)) if c}
+        row |= {f"{self.by_t}_q{i + 1}": s / c for i, (s, c) in enumerate(zip(sums, counts, strict=True)) if c}
         row |= {
             "lr": state.optimizer.param_groups[0]["lr"],
             "sentences_per_s": self.steps * self.batch_size / max(self.seconds, 1e-9),

@@ -77,20 +77,31 @@ class TransformerNetModel(nn.Module):
         time = self.time_embed(timestep_embedding(timesteps, self.config.num_channels))  # (B, H)
         h = self.input_up_proj(x_t) + self.position_embeddings.weight[: x_t.shape[1]] + time[:, None]  # (B, L, H)
         h = self.dropout(self.LayerNorm(h))
-        for layer in self.layers:  # each is computed again for its gradient, if memory is short
-            again = self.gradient_checkpointing and torch.is_grad_enabled()
-            h = checkpoint(layer, h, use_reentrant=False) if again else layer(h)
+        h = through(self.layers, h, self.gradient_checkpointing)
         x_start: Tensor = self.output_down_proj(self.final_norm(h))  # (B, L, D)
         return x_start
 
 
-class EncoderLayer(nn.Module):
-    """Self-attention and a feed-forward network, each with a residual connection and a layer norm."""
+def through(layers: nn.ModuleList, h: Tensor, gradient_checkpointing: bool) -> Tensor:
+    """One layer after the other, (B, L, H) -> (B, L, H); each again for its gradient, if memory is short."""
+    for layer in layers:
+        again = gradient_checkpointing and torch.is_grad_enabled()
+        h = checkpoint(layer, h, use_reentrant=False) if again else layer(h)
+    return h
 
-    def __init__(self, config: ModelConfig) -> None:
+
+class EncoderLayer(nn.Module):
+    """Self-attention and a feed-forward network, each with a residual connection and a layer norm.
+
+    Args:
+        config: sizes and choices.
+        causal: each position attends to itself and to those before it only.
+    """
+
+    def __init__(self, config: ModelConfig, causal: bool = False) -> None:
         super().__init__()
         H = config.hidden_size
-        self.config = config
+        self.config, self.causal = config, causal
         self.qkv = nn.Linear(H, 3 * H)
         self.attention_output = nn.Linear(H, H)
         self.attention_norm = nn.LayerNorm(H, eps=LAYER_NORM_EPS)
@@ -109,11 +120,12 @@ class EncoderLayer(nn.Module):
         return normed
 
     def attention(self, h: Tensor) -> Tensor:
-        """Multi-head attention of every position to every position (Vaswani et al. 2017, section 3.2)."""
+        """Multi-head attention (Vaswani et al. 2017, section 3.2)."""
         B, L, H = h.shape
         A = self.config.num_heads
         q, k, v = self.qkv(h).view(B, L, 3, A, H // A).permute(2, 0, 3, 1, 4)  # each (B, A, L, H / A)
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.config.dropout if self.training else 0.0)
+        dropout_p = self.config.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=self.causal)
         out: Tensor = self.dropout(self.attention_output(mixed.transpose(1, 2).reshape(B, L, H)))
         return out
 

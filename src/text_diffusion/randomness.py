@@ -27,6 +27,7 @@ class Stream(IntEnum):
     VALIDATION = 4
     SAMPLE = 5
     SPLIT = 6
+    LIKELIHOOD = 7
 
 
 def mix(*key: int) -> int:

@@ -21,7 +21,7 @@ from text_diffusion.ema import EMA
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, line_number, project_root, remove_leftovers
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
-from text_diffusion.modeling import TransformerNetModel
+from text_diffusion.objectives import OBJECTIVES, Network, Objective
 from text_diffusion.randomness import Stream, mix
 from text_diffusion.schedules import named_betas
 from text_diffusion.state import TrainState, find_checkpoint
@@ -55,6 +55,11 @@ class Run:
     fingerprint: str
     id: str
     resumed_meter: dict[str, Any] | None  # sums of the log between two rows, from where the run was stopped
+
+    @property
+    def objective(self) -> Objective:
+        """What is learned."""
+        return OBJECTIVES[self.model_config.objective]
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -91,6 +96,8 @@ def prepare(given: dict[str, Any]) -> tuple[Run, TrainState]:
         check_same_run(given, saved, folder)
     saved.pop("checkpoint_path", None)
     model_config = settings.build(ModelConfig, saved, given)
+    if model_config.objective == "autoregressive":
+        check_left_to_right(given)
     diffusion_config = settings.build(DiffusionConfig, saved, given)
     data_config = settings.build(DataConfig, saved, given)
     config = settings.build(TrainConfig, saved, given)
@@ -174,7 +181,7 @@ def encode(
 def new_state(run: Run) -> TrainState:
     """Freshly initialised weights, averages and optimizer."""
     torch.manual_seed(mix(run.config.seed, Stream.INIT))
-    model = TransformerNetModel(run.model_config, run.tokenizer.vocab_size, run.data_config.sequence_len)
+    model: Network = run.objective.network(run.model_config, run.tokenizer.vocab_size, run.data_config.sequence_len)
     model = model.to(run.device).train()
     model.gradient_checkpointing = run.config.gradient_checkpointing
     optimizer = torch.optim.AdamW(
@@ -214,3 +221,14 @@ def check_same_run(given: dict[str, Any], saved: dict[str, Any], folder: Path) -
                 f"the run in {folder} was started with --{name} {saved[name]}, found {given[name]}; "
                 "give --checkpoint_path another folder to start a new run"
             )
+
+
+def check_left_to_right(given: dict[str, Any]) -> None:
+    """Refuse flags that mean nothing to a model without noise.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for name in ("self_condition", "num_channels", *DiffusionConfig.__dataclass_fields__):
+        if name in given:
+            raise UserError(f"--{name} belongs to diffusion models: leave it out with --objective autoregressive")

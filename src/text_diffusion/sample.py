@@ -5,10 +5,11 @@ python -m text_diffusion.sample --model_name_or_path CKPT          (`bash script
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,26 +21,24 @@ from text_diffusion.display import Display
 from text_diffusion.distributed import check_single_process
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, write_atomically
-from text_diffusion.generation import TextDiffusion, load
+from text_diffusion.generation import Sampling, TextDiffusion, Writer, load
 from text_diffusion.memory import in_batches, keep_freed_memory
-from text_diffusion.samplers import Step
 
 PRINTED = 10  # sentences on standard output; the file has them all
+OF_DIFFUSION = ("steps", "sampler", "spacing", "eta", "churn", "top_p", "clamp", "clamp_start", "halt")
 
 
-def output_path(config: SampleConfig) -> Path:
-    """OUT_DIR/CKPTNAME.samples_N.steps-S.clamp-C.seed-R.txt."""
+def output_path(config: SampleConfig, left_to_right: bool = False) -> Path:
+    """OUT_DIR/CKPTNAME.samples_N.steps-S.clamp-C.seed-R.txt; without steps and clamp where a model has none."""
     weights = Path(config.model_name_or_path)
     folder = Path(config.out_dir) if config.out_dir else weights.parent
-    name = f"{weights.stem}.samples_{config.num_samples}.steps-{config.steps}.clamp-{config.clamp}.seed-{config.seed}"
-    return folder / f"{name}.{config.format}"
+    how = "" if left_to_right else f"steps-{config.steps}.clamp-{config.clamp}."
+    return folder / f"{weights.stem}.samples_{config.num_samples}.{how}seed-{config.seed}.{config.format}"
 
 
-def denoising(model: TextDiffusion, config: SampleConfig, start: int, stop: int) -> Iterator[Step]:
-    """The sentences start..stop-1 step by step; raises at once if a setting does not suit the model."""
-    return model.denoising(
-        start,
-        stop,
+def sampling(config: SampleConfig) -> Sampling:
+    """The part of the settings that says how a diffusion model samples; what is 0 on the command line is off."""
+    return Sampling(
         steps=config.steps,
         seed=config.seed,
         sequence_len=config.sequence_len or None,
@@ -54,15 +53,17 @@ def denoising(model: TextDiffusion, config: SampleConfig, start: int, stop: int)
     )
 
 
-def generate(model: TextDiffusion, config: SampleConfig) -> list[str]:
+def generate(model: Writer, config: SampleConfig) -> list[str]:
     """Sample in batches; the first sentences are shown in the making."""
+    if not isinstance(model, TextDiffusion):
+        return model.sample(config.num_samples, seed=config.seed, batch_size=config.batch_size or None)
     size = config.batch_size or model.choose_batch_size(config.num_samples)
     calls = -(-config.num_samples // size) * config.steps
     with tqdm(total=calls, unit="call", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False) as bar:
 
         def make(start: int, stop: int) -> list[str]:
             display = Display(model, min(config.show, stop - start) if start == 0 else 0, config.steps, bar)
-            for step in denoising(model, config, start, stop):
+            for step in model.denoising(start, stop, **asdict(sampling(config))):
                 display.show(step)
                 bar.update()
             return model.decode(step.pred_xstart)
@@ -70,12 +71,12 @@ def generate(model: TextDiffusion, config: SampleConfig) -> list[str]:
         return in_batches(config.num_samples, size, make)
 
 
-def contents(sentences: Sequence[str], config: SampleConfig) -> bytes:
+def contents(sentences: Sequence[str], model: Writer, config: SampleConfig) -> bytes:
     """The text of the output file, plain or as JSON lines."""
     lines = list(sentences)
     if config.format == "jsonl":
-        names = ("seed", "steps", "sampler", "spacing", "eta", "churn", "top_p", "clamp", "clamp_start", "halt")
-        about = {name: getattr(config, name) for name in names} | {"weights": Path(config.model_name_or_path).name}
+        how = asdict(sampling(config)) if isinstance(model, TextDiffusion) else {"seed": config.seed}
+        about = {"weights": Path(config.model_name_or_path).name, **how}
         lines = [json.dumps({"text": text, "index": i, **about}, ensure_ascii=False) for i, text in enumerate(lines)]
     return "".join(line + "\n" for line in lines).encode()
 
@@ -102,19 +103,28 @@ def command(argv: Sequence[str] | None) -> None:
     if not config.model_name_or_path:
         raise UserError("CKPT must name a weights file (--model_name_or_path), found nothing")
     model = load(config.model_name_or_path, device=config.device, gpu=config.gpu, tokenizer=config.tokenizer)
-    if "steps" not in given:
-        config = replace(config, steps=min(config.steps, model.diffusion.num_timesteps))
-    path = output_path(config)
-    denoising(model, config, 0, 1)  # a setting that is out of range is found before the folder is made
+    if isinstance(model, TextDiffusion):
+        if "steps" not in given:
+            config = replace(config, steps=min(config.steps, model.diffusion.num_timesteps))
+        model.denoising(
+            0, 1, **asdict(sampling(config))
+        )  # a setting that is out of range is found before the folder is made
+    elif named := [name for name in (*OF_DIFFUSION, "sequence_len", "show") if name in given]:
+        raise UserError(
+            f"--{named[0]} belongs to diffusion models: leave it out, "
+            f"as {config.model_name_or_path} writes left to right"
+        )
+    path = output_path(config, not isinstance(model, TextDiffusion))
     is_new = not path.parent.exists()
     check_writable(path.parent)
     try:
         sentences = generate(model, config)
     except BaseException:
         if is_new:
-            path.parent.rmdir()
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                path.parent.rmdir()
         raise
-    text = contents(sentences, config)
+    text = contents(sentences, model, config)
     path = free_name(path, text)
     write_atomically(path, lambda file: file.write(text))
     for sentence in sentences[:PRINTED]:

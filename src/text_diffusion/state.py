@@ -13,7 +13,7 @@ from text_diffusion import checkpoint
 from text_diffusion.checkpoint import opt_path, resumable_steps, state_of, weights_path
 from text_diffusion.ema import EMA
 from text_diffusion.errors import UserError
-from text_diffusion.modeling import TransformerNetModel
+from text_diffusion.objectives import Network
 from text_diffusion.timesteps import LossByTimestep, TimestepSampler
 
 
@@ -21,8 +21,8 @@ from text_diffusion.timesteps import LossByTimestep, TimestepSampler
 class TrainState:
     """Everything that changes during training. Random numbers depend on (seed, step) and need no state."""
 
-    model: TransformerNetModel
-    emas: list[EMA[TransformerNetModel]]
+    model: Network
+    emas: list[EMA[Network]]
     optimizer: torch.optim.Optimizer
     timestep_sampler: TimestepSampler
     loss_by_timestep: LossByTimestep

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from text_diffusion.config import TrainConfig
-from text_diffusion.losses import Noise, diffusion_lm_loss
+from text_diffusion.losses import Noise
 from text_diffusion.randomness import Stream, draw, mix, uniform
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def train_step(run: Run, state: TrainState, network: Any) -> tuple[dict[str, Ten
         part = slice(start, min(start + micro, B))
         noise = Noise.draw((seed, Stream.TRAIN, step, 0), part.start, part.stop, shape, run.device)
         with torch.autocast(run.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            terms = diffusion_lm_loss(network, run.diffusion, input_ids[part], t[part], noise)
+            terms = run.objective.loss(network, run.diffusion, input_ids[part], t[part], noise)
         loss = terms.total(weights[part])
         torch.autograd.backward(loss.sum() / B)  # by its share of B: cutting the batch changes nothing
         parts.append({"loss": loss.detach(), **{name: term.detach() for name, term in vars(terms).items()}})
@@ -50,8 +50,9 @@ def train_step(run: Run, state: TrainState, network: Any) -> tuple[dict[str, Ten
         ema.update()
     state.step += 1
     values = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
-    state.timestep_sampler.update(t, values["mse"])
-    state.loss_by_timestep.update(t, values["mse"])
+    if run.objective.by_t:
+        state.timestep_sampler.update(t, values[run.objective.by_t])
+        state.loss_by_timestep.update(t, values[run.objective.by_t])
     return values | {"t": t}, grad_norm
 
 

@@ -114,7 +114,8 @@ class Tracker:
 
     def status(self, row: Row, last: int) -> None:
         """Show a training row: on the bar, or as a line."""
-        shown = {name: f"{row[name]:.3g}" for name in ("loss", "mse", "tT_loss", "decoder_nll", "grad_norm", "lr")}
+        names = ("loss", "mse", "tT_loss", "decoder_nll", "nll", "grad_norm", "lr")
+        shown = {name: f"{row[name]:.3g}" for name in names if name in row}
         speed = row["sentences_per_s"]
         if self.on_terminal:
             self.bar.set_postfix(shown | {"sentences/s": f"{speed:.0f}"}, refresh=False)

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from text_diffusion import config as settings
 from text_diffusion import errors
+from text_diffusion.checkpoint import Weights
 from text_diffusion.distributed import check_single_process
 from text_diffusion.errors import Interrupted, UserError
 from text_diffusion.files import write_atomically
-from text_diffusion.generation import TextDiffusion
+from text_diffusion.generation import TextDiffusion, writer_of
 from text_diffusion.memory import is_out_of_memory, keep_freed_memory
 from text_diffusion.meter import Meter
 from text_diffusion.run import GROUPS, Run, prepare
@@ -98,9 +99,9 @@ def evaluate(run: Run, state: TrainState, tracker: Tracker) -> None:
         row = validate(model, run.diffusion, run.held_out)
         tracker.log({"step": state.step, **row})
         tracker.say(f"step {state.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
-    writer = TextDiffusion(model, run.diffusion, run.tokenizer, run.data_config.sequence_len, {})
-    steps = min(20, run.diffusion.num_timesteps)
-    for sentence in writer.sample(4, steps=steps):
+    writer = writer_of(Weights(model, run.diffusion, run.tokenizer, run.data_config.sequence_len, {}))
+    settings = {"steps": min(20, run.diffusion.num_timesteps)} if isinstance(writer, TextDiffusion) else {}
+    for sentence in writer.sample(4, **settings):
         tracker.say(f"    {sentence}")
 
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
-from text_diffusion.losses import Noise, diffusion_lm_loss
+from text_diffusion.losses import Noise
 from text_diffusion.modeling import TransformerNetModel
+from text_diffusion.objectives import OBJECTIVES, Network
 from text_diffusion.randomness import Stream
 from text_diffusion.timesteps import evenly_spread
 
@@ -16,7 +17,7 @@ AT_ONCE = 128
 
 
 @torch.no_grad()
-def validate(model: TransformerNetModel, diffusion: GaussianDiffusion, held_out: Tensor) -> dict[str, float]:
+def validate(model: Network, diffusion: GaussianDiffusion, held_out: Tensor) -> dict[str, float]:
     """Means of the loss terms over held-out sentences (N, L), the accuracy of rounding x_0, the norm of embeddings.
 
     Every run and every step is asked the same: t covers 0..T-1 evenly, the noise is always the same.
@@ -24,15 +25,18 @@ def validate(model: TransformerNetModel, diffusion: GaussianDiffusion, held_out:
     ids = held_out[:SENTENCES]
     t = evenly_spread(len(ids), diffusion.num_timesteps).to(ids.device)
     shape = (ids.shape[1], model.config.in_channel)
-    sums = dict.fromkeys(("loss", "mse", "tT_loss", "decoder_nll", "rounding_accuracy"), 0.0)
+    sums: dict[str, float] = {}
+    loss = OBJECTIVES[model.config.objective].loss
     for start in range(0, len(ids), AT_ONCE):
         part = slice(start, min(start + AT_ONCE, len(ids)))
         noise = Noise.draw((0, Stream.VALIDATION), part.start, part.stop, shape, ids.device)
-        terms = diffusion_lm_loss(model, diffusion, ids[part], t[part], noise)
-        x_start = diffusion.q_start(model.get_embeds(ids[part])).sample(noise.start)
-        right = model.get_logits(x_start).argmax(dim=-1) == ids[part]
-        values = {"loss": terms.total(), **vars(terms), "rounding_accuracy": right.float().mean(dim=1)}
+        terms = loss(model, diffusion, ids[part], t[part], noise)
+        values = {"loss": terms.total(), **vars(terms)}
+        if isinstance(model, TransformerNetModel):
+            x_start = diffusion.q_start(model.get_embeds(ids[part])).sample(noise.start)
+            right = model.get_logits(x_start).argmax(dim=-1) == ids[part]
+            values["rounding_accuracy"] = right.float().mean(dim=1)
         for name, value in values.items():
-            sums[name] += float(value.sum())
+            sums[name] = sums.get(name, 0.0) + float(value.sum())
     row = {f"val_{name}": total / len(ids) for name, total in sums.items()}
     return row | {"embedding_norm": float(model.word_embedding.weight.norm(dim=1).mean())}

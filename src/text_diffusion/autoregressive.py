@@ -1,0 +1,126 @@
+"""A baseline that writes from left to right: p(w) = prod_l p(w_l | w_0 .. w_{l-1}), on the encoder of the denoiser.
+
+Its likelihood is exact and its samples are what a diffusion model's have to be as good as. It counts the same events:
+sentences of L tokens, pads included, of which w_0 = [CLS] is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from text_diffusion.config import ModelConfig
+from text_diffusion.errors import UserError
+from text_diffusion.gaussian_diffusion import GaussianDiffusion
+from text_diffusion.losses import Noise
+from text_diffusion.memory import in_batches
+from text_diffusion.modeling import LAYER_NORM_EPS, EncoderLayer, through
+from text_diffusion.randomness import Stream, draw, uniform
+
+if TYPE_CHECKING:
+    from text_diffusion.tokenizer import Tokenizer
+
+AT_ONCE = 256  # sentences, if not said otherwise
+
+
+class CausalTransformer(nn.Module):
+    """Predicts each word from those before it; embeddings, layers and the tied head are those of the denoiser.
+
+    Args:
+        config: sizes and choices.
+        vocab_size: V.
+        sequence_len: largest L.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, sequence_len: int) -> None:
+        super().__init__()
+        D, H = config.in_channel, config.hidden_size
+        self.config = config
+        self.sequence_len = sequence_len
+        self.gradient_checkpointing = False
+
+        self.word_embedding = nn.Embedding(vocab_size, D)
+        self.lm_head = nn.Linear(D, vocab_size)
+        self.lm_head.weight = self.word_embedding.weight
+        self.input_up_proj = nn.Sequential(nn.Linear(D, H), nn.Tanh(), nn.Linear(H, H))
+        self.position_embeddings = nn.Embedding(sequence_len, H)
+        self.LayerNorm = nn.LayerNorm(H, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(EncoderLayer(config, causal=True) for _ in range(config.num_layers))
+        self.final_norm = nn.LayerNorm(H, eps=LAYER_NORM_EPS) if config.norm == "pre" else nn.Identity()
+        self.output_down_proj = nn.Sequential(nn.Linear(H, H), nn.Tanh(), nn.Linear(H, D))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Scores of the word after each position: w_0 .. w_{n-1} (B, n) -> (B, n, V)."""
+        h = self.input_up_proj(self.word_embedding(input_ids)) + self.position_embeddings.weight[: input_ids.shape[1]]
+        h = self.dropout(self.LayerNorm(h))  # (B, n, H)
+        h = through(self.layers, h, self.gradient_checkpointing)
+        logits: Tensor = self.lm_head(self.output_down_proj(self.final_norm(h)))
+        return logits
+
+
+@dataclass(frozen=True)
+class NextWord:
+    """The only term, (B,): -log p(w_l | w_0 .. w_{l-1}), the mean over l = 1 .. L - 1."""
+
+    nll: Tensor
+
+    def total(self, weights: Tensor | float = 1.0) -> Tensor:
+        """The loss of each sentence, (B,); there is no t to weight for."""
+        return self.nll
+
+
+def autoregressive_loss(
+    model: CausalTransformer, diffusion: GaussianDiffusion, input_ids: Tensor, t: Tensor, noise: Noise
+) -> NextWord:
+    """The loss of sentences w (B, L); process, t and noise are for other objectives."""
+    return NextWord(nlls(model, input_ids).mean(dim=1))
+
+
+def nlls(model: CausalTransformer, input_ids: Tensor) -> Tensor:
+    """-log p(w_l | w_0 .. w_{l-1}) in nats, l = 1 .. L - 1: ids (B, L) -> (B, L - 1)."""
+    logits = model(input_ids[:, :-1]).float()  # (B, L - 1, V)
+    return F.cross_entropy(logits.transpose(1, 2), input_ids[:, 1:], reduction="none")
+
+
+@dataclass(frozen=True)
+class Autoregressive:
+    """A trained model that writes sentences from left to right."""
+
+    model: CausalTransformer
+    tokenizer: Tokenizer
+    sequence_len: int
+    device: torch.device
+
+    @torch.no_grad()
+    def sample(self, n: int = 10, *, seed: int = 10708, batch_size: int | None = None, **settings: object) -> list[str]:
+        """n sentences, each word drawn from p; sentence i depends on the seed and on i, not on n or on the batch size.
+
+        Raises:
+            ValueError: an argument is out of range, or there is one that only a diffusion model has.
+        """
+        if settings:
+            raise UserError(f"{', '.join(settings)}: settings of a diffusion model, and this one writes left to right")
+        if n < 0:
+            raise UserError(f"the number of samples must not be negative, found {n}")
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"the batch size must be at least 1, found {batch_size}")
+
+        def make(start: int, stop: int) -> list[str]:
+            return [self.tokenizer.decode(row) for row in self._ids(seed, start, stop).tolist()]
+
+        return in_batches(n, batch_size or AT_ONCE, make)
+
+    def _ids(self, seed: int, start: int, stop: int) -> Tensor:
+        """The words of sentences start..stop-1, (B, L): the first v at which P(w_l <= v) exceeds a uniform number."""
+        ids = torch.full((stop - start, 1), self.tokenizer.cls_id, device=self.device)
+        for position in range(1, self.sequence_len):
+            cumulative = self.model(ids)[:, -1].double().softmax(dim=-1).cumsum(dim=-1)  # (B, V)
+            u = draw(uniform, (seed, Stream.SAMPLE, position), start, stop, (1,), self.device).double()
+            chosen = torch.searchsorted(cumulative, u, right=True).clamp_(max=cumulative.shape[1] - 1)
+            ids = torch.cat([ids, chosen], dim=1)
+        return ids
