@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,9 @@ from torch import Tensor
 from text_diffusion import checkpoint
 from text_diffusion.autoregressive import Autoregressive, CausalTransformer
 from text_diffusion.checkpoint import Weights
+from text_diffusion.control.controls import Control, Plan, plan
+from text_diffusion.control.steering import Steered
+from text_diffusion.control.template import with_unknown
 from text_diffusion.distributed import pick_device
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
@@ -127,12 +130,15 @@ class TextDiffusion:
     sequence_len: int
     info: dict[str, Any]
 
-    def sample(self, n: int = 10, *, batch_size: int | None = None, **settings: Any) -> list[str]:
+    def sample(
+        self, n: int = 10, *, batch_size: int | None = None, controls: Sequence[Control] = (), **settings: Any
+    ) -> list[str]:
         """n sentences; sentence i depends on the seed and on i, not on n or on the batch size.
 
         Args:
             n: how many.
             batch_size: sentences at once; chosen by size if not given.
+            controls: what the sentences must be like (see `control`).
             settings: those of `Sampling`: steps=20, seed=10708, sampler="auto", ...
 
         Raises:
@@ -143,13 +149,28 @@ class TextDiffusion:
         if batch_size is not None and batch_size < 1:
             raise UserError(f"the batch size must be at least 1, found {batch_size}")
 
+        steered = self.plan(controls, settings.get("sequence_len"))
+
         def make(start: int, stop: int) -> list[str]:
-            last = deque(self.denoising(start, stop, **settings), maxlen=1).pop()
-            return self.decode(last.pred_xstart)
+            last = deque(self.denoising(start, stop, steered, **settings), maxlen=1).pop()
+            return self.decode(last.pred_xstart, unknown=steered.unknown)
 
         return in_batches(n, batch_size or self.choose_batch_size(n), make)
 
-    def denoising(self, start: int, stop: int, **settings: Any) -> Iterator[Step]:
+    def plan(self, controls: Sequence[Control], sequence_len: int | None = None) -> Plan:
+        """What controls come to for this model, checked.
+
+        Raises:
+            ValueError: they contradict each other or cannot be met.
+        """
+        length = sequence_len or self.sequence_len
+        if not 3 <= length <= self.sequence_len:
+            raise UserError(f"SEQ_LEN must be between 3 and {self.sequence_len}, the model's, found {length}")
+        return plan(controls, self, length)
+
+    def denoising(
+        self, start: int, stop: int, controls: Sequence[Control] | Plan = (), **settings: Any
+    ) -> Iterator[Step]:
         """The sentences start..stop-1 of a seed, step by step; settings are those of `Sampling`.
 
         Raises:
@@ -157,18 +178,18 @@ class TextDiffusion:
         """
         how = Sampling(**settings)
         T = self.diffusion.num_timesteps
+        steered = controls if isinstance(controls, Plan) else self.plan(controls, how.sequence_len)
         length = how.sequence_len or self.sequence_len
-        if not 3 <= length <= self.sequence_len:
-            raise UserError(f"SEQ_LEN must be between 3 and {self.sequence_len}, the model's, found {length}")
         if how.clamp_start is not None and not 1 <= how.clamp_start <= T:
             raise UserError(f"clamp_start must be between 1 and {T}, found {how.clamp_start}")
-        process, sampler = self._sampler(how)
+        process, sampler = self._sampler(how, steered.levels(T))
         shape, device = (length, self.model.config.in_channel), self.diffusion.device
         inner = normal if how.top_p is None else truncated_normal(how.top_p)
 
         def noise(s: int) -> Tensor:
             distribution = normal if s == process.num_timesteps else inner
-            return draw(distribution, (how.seed, Stream.SAMPLE, s), start, stop, shape, device)
+            drawn = draw(distribution, (how.seed, Stream.SAMPLE, s), start, stop, shape, device)
+            return drawn if s < process.num_timesteps else steered.start(drawn, self.model, process)
 
         def denoise(x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
             pred_xstart: Tensor = self.model(x_t, process.network_time(t), previous)
@@ -177,16 +198,18 @@ class TextDiffusion:
             return pred_xstart
 
         settled = denoise if how.halt is None else Halting(denoise, self.model, how.halt)
+        if steered.is_needed:
+            settled = Steered(settled, self.model, process, steered.scores, steered.accepting)
         return _without_grad(sampler(settled, process, noise))
 
-    def _sampler(self, how: Sampling) -> tuple[GaussianDiffusion, Callable[..., Iterator[Step]]]:
-        """The process that the settings keep of the training one, and the generator that walks it."""
-        abar = self.diffusion.alphas_cumprod
+    def _sampler(self, how: Sampling, levels: int) -> tuple[GaussianDiffusion, Callable[..., Iterator[Step]]]:
+        """The process that the settings keep of the first `levels` of training, and the generator that walks it."""
+        abar = self.diffusion.alphas_cumprod[:levels]
         means = self.info.get("loss_by_timestep")
-        loss = loss_curve(means, len(abar)) if means else None
-        levels = how.steps // 2 + 1 if how.sampler == "heun" else how.steps
+        loss = loss_curve(means, self.diffusion.num_timesteps)[:levels] if means else None
+        calls = how.steps // 2 + 1 if how.sampler == "heun" else how.steps
         spaced_timesteps(abar, how.steps)  # the range that is named in an error is that of the calls
-        kept = spaced_timesteps(abar, levels, how.spacing, loss)
+        kept = spaced_timesteps(abar, calls, how.spacing, loss)
         if how.sampler == "ancestral":
             return self.diffusion.respace(kept), ancestral
         if how.sampler == "ddim":
@@ -197,10 +220,15 @@ class TextDiffusion:
         return self.diffusion.respace(together), partial(heun, stops=stops, correct_last=how.steps % 2 == 1)
 
     @torch.no_grad()
-    def decode(self, x: Tensor, whole: bool = False) -> list[str]:
-        """Round (B, L, D) to words by the tied head, and to sentences; `whole` keeps what follows [SEP]."""
+    def decode(self, x: Tensor, whole: bool = False, unknown: Sequence[str] = ()) -> list[str]:
+        """Round (B, L, D) to words by the tied head, and to sentences; `whole` keeps what follows [SEP].
+
+        The words of `unknown` take the places of the first [UNK]s.
+        """
         ids = self.model.get_logits(x).argmax(dim=-1).tolist()
-        return [self.tokenizer.decode_all(row) if whole else self.tokenizer.decode(row) for row in ids]
+        if whole:
+            return [self.tokenizer.decode_all(row) for row in ids]
+        return [with_unknown(self.tokenizer, row, unknown) if unknown else self.tokenizer.decode(row) for row in ids]
 
     def choose_batch_size(self, n: int) -> int:
         """As many sentences at once as BATCH_MEMORY allows, at most 256 on a CPU, whose caches are small."""

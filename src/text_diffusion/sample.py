@@ -17,6 +17,8 @@ from tqdm import tqdm
 from text_diffusion import config as settings
 from text_diffusion import errors
 from text_diffusion.config import SampleConfig
+from text_diffusion.control.controls import Plan
+from text_diffusion.control.options import ControlConfig
 from text_diffusion.display import Display
 from text_diffusion.distributed import check_single_process
 from text_diffusion.errors import UserError
@@ -53,7 +55,7 @@ def sampling(config: SampleConfig) -> Sampling:
     )
 
 
-def generate(model: Writer, config: SampleConfig) -> list[str]:
+def generate(model: Writer, config: SampleConfig, plan: Plan) -> list[str]:
     """Sample in batches; the first sentences are shown in the making."""
     if not isinstance(model, TextDiffusion):
         return model.sample(config.num_samples, seed=config.seed, batch_size=config.batch_size or None)
@@ -63,20 +65,21 @@ def generate(model: Writer, config: SampleConfig) -> list[str]:
 
         def make(start: int, stop: int) -> list[str]:
             display = Display(model, min(config.show, stop - start) if start == 0 else 0, config.steps, bar)
-            for step in model.denoising(start, stop, **asdict(sampling(config))):
+            for step in model.denoising(start, stop, controls=plan, **asdict(sampling(config))):
                 display.show(step)
                 bar.update()
-            return model.decode(step.pred_xstart)
+            return model.decode(step.pred_xstart, unknown=plan.unknown)
 
         return in_batches(config.num_samples, size, make)
 
 
-def contents(sentences: Sequence[str], model: Writer, config: SampleConfig) -> bytes:
+def contents(sentences: Sequence[str], model: Writer, config: SampleConfig, control: ControlConfig) -> bytes:
     """The text of the output file, plain or as JSON lines."""
     lines = list(sentences)
     if config.format == "jsonl":
         how = asdict(sampling(config)) if isinstance(model, TextDiffusion) else {"seed": config.seed}
-        about = {"weights": Path(config.model_name_or_path).name, **how}
+        steering = dict(asdict(control).items() - asdict(ControlConfig()).items())  # what was asked for
+        about = {"weights": Path(config.model_name_or_path).name, **how, **steering}
         lines = [json.dumps({"text": text, "index": i, **about}, ensure_ascii=False) for i, text in enumerate(lines)]
     return "".join(line + "\n" for line in lines).encode()
 
@@ -95,9 +98,9 @@ def free_name(path: Path, text: bytes) -> Path:
 def command(argv: Sequence[str] | None) -> None:
     """Parse, load, sample, write."""
     parser = settings.Parser(prog="text-diffusion sample", description="Write sentences with a trained model.")
-    settings.add_options(parser, SampleConfig)
+    settings.add_options(parser, SampleConfig, ControlConfig)
     given = vars(parser.parse_args(argv))
-    config = settings.build(SampleConfig, given)
+    config, control = settings.build(SampleConfig, given), settings.build(ControlConfig, given)
     check_single_process()
     keep_freed_memory()
     if not config.model_name_or_path:
@@ -106,25 +109,27 @@ def command(argv: Sequence[str] | None) -> None:
     if isinstance(model, TextDiffusion):
         if "steps" not in given:
             config = replace(config, steps=min(config.steps, model.diffusion.num_timesteps))
-        model.denoising(
-            0, 1, **asdict(sampling(config))
-        )  # a setting that is out of range is found before the folder is made
-    elif named := [name for name in (*OF_DIFFUSION, "sequence_len", "show") if name in given]:
+        plans = control.plans(model, config.sequence_len)
+        for plan in plans:  # a setting that is out of range is found before the folder is made
+            model.denoising(0, 1, controls=plan, **asdict(sampling(config)))
+    elif named := [name for name in (*OF_DIFFUSION, *asdict(control), "sequence_len", "show") if name in given]:
         raise UserError(
             f"--{named[0]} belongs to diffusion models: leave it out, "
             f"as {config.model_name_or_path} writes left to right"
         )
+    else:
+        plans = [Plan()]
     path = output_path(config, not isinstance(model, TextDiffusion))
     is_new = not path.parent.exists()
     check_writable(path.parent)
     try:
-        sentences = generate(model, config)
+        sentences = [sentence for plan in plans for sentence in generate(model, config, plan)]
     except BaseException:
         if is_new:
             with contextlib.suppress(OSError):  # somebody else has put something there
                 path.parent.rmdir()
         raise
-    text = contents(sentences, model, config)
+    text = contents(sentences, model, config, control)
     path = free_name(path, text)
     write_atomically(path, lambda file: file.write(text))
     for sentence in sentences[:PRINTED]:

@@ -100,7 +100,9 @@ def evaluate(run: Run, state: TrainState, tracker: Tracker) -> None:
         tracker.log({"step": state.step, **row})
         tracker.say(f"step {state.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
     writer = writer_of(Weights(model, run.diffusion, run.tokenizer, run.data_config.sequence_len, {}))
-    settings = {"steps": min(20, run.diffusion.num_timesteps)} if isinstance(writer, TextDiffusion) else {}
+    settings: dict[str, Any] = (
+        {"steps": min(20, run.diffusion.num_timesteps)} if isinstance(writer, TextDiffusion) else {}
+    )
     for sentence in writer.sample(4, **settings):
         tracker.say(f"    {sentence}")
 

@@ -1,0 +1,292 @@
+"""The controls, as a user says them, and what they come to together: demands on words, scores, a sentence to edit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from text_diffusion.control.automaton import Automaton, Builder, Demands, bare
+from text_diffusion.control.posterior import Accepting
+from text_diffusion.control.steering import Predict, Score, embeddings
+from text_diffusion.control.template import Gap, Known, parse
+from text_diffusion.control.vocabulary import Vocabulary
+from text_diffusion.errors import UserError
+from text_diffusion.gaussian_diffusion import GaussianDiffusion
+from text_diffusion.modeling import TransformerNetModel
+
+if TYPE_CHECKING:
+    from text_diffusion.generation import TextDiffusion
+
+
+@dataclass(frozen=True)
+class Template:
+    """Known words, which are kept exactly, and gaps (see `template`). With `allow_unk`, unknown words are taken as
+    [UNK] by the model, and put back into the sentence."""
+
+    text: str
+    allow_unk: bool = False
+
+
+@dataclass(frozen=True)
+class Length:
+    """From `low` to `high` words (None: any number), as white space separates them."""
+
+    low: int
+    high: int | None
+
+
+@dataclass(frozen=True)
+class Want:
+    """A word, or several in a row, that must occur: somewhere, or as the word number `at`, counted from 1."""
+
+    text: str
+    at: int | None = None
+
+
+@dataclass(frozen=True)
+class Avoid:
+    """A word that must not occur: anywhere, or as the word number `at`, counted from 1."""
+
+    text: str
+    at: int | None = None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Start from this sentence, with as much noise as t = strength * T has, instead of from noise alone."""
+
+    text: str
+    strength: float = 0.5
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Any differentiable function of log p(w_l = v | x_t), (B, L, V) -> (B,): the higher, the better.
+
+    It is taken as log p(c | x_t), times `strength`; its gradient goes through the denoiser.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    strength: float = 1.0
+
+    def of(self, writer: TextDiffusion) -> Score:
+        """Ready for a model."""
+        return _OfWords(self.function, self.strength, writer)
+
+
+@dataclass(frozen=True)
+class _OfWords:
+    function: Callable[[Tensor], Tensor]
+    strength: float
+    writer: TextDiffusion
+
+    def log_prob(self, x_t: Tensor, timesteps: Tensor, predict: Predict) -> Tensor:
+        """The function of the predicted words."""
+        return self.function(self.writer.model.get_logits(predict(x_t)).float().log_softmax(dim=-1))
+
+
+Control = Template | Length | Want | Avoid | Edit | Scorer
+OF_WORDS = (Template, Length, Want, Avoid)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What controls come to for a model and a length.
+
+    Args:
+        scores: to follow by their gradient.
+        accepting: the demands on words, if there are any.
+        unknown: words of the template that the model sees as [UNK], in order.
+        edit: the sentence to start from (L,) and how much noise it gets, if one is edited.
+    """
+
+    scores: list[Score] = field(default_factory=list)
+    accepting: Accepting | None = None
+    unknown: tuple[str, ...] = ()
+    edit: tuple[Tensor, float] | None = None
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether the denoiser has anything to follow."""
+        return bool(self.scores) or self.accepting is not None
+
+    def levels(self, diffusion_steps: int) -> int:
+        """How many of the T levels of noise are walked, from the least."""
+        return diffusion_steps if self.edit is None else max(round(self.edit[1] * diffusion_steps), 1)
+
+    def start(self, noise: Tensor, model: TransformerNetModel, process: GaussianDiffusion) -> Tensor:
+        """Where the walk starts, (B, L, D): the noise itself, or the noised sentence that is edited."""
+        if self.edit is None:
+            return noise
+        last = torch.full((len(noise),), process.num_timesteps - 1, device=noise.device)
+        return process.q_sample(model.get_embeds(self.edit[0][None]), last, noise)
+
+
+def plan(controls: Sequence[Control], writer: TextDiffusion, length: int) -> Plan:
+    """Check the controls against each other and against the model, before anything is sampled.
+
+    Raises:
+        UserError: they contradict each other, do not fit into L tokens, or name words that the model cannot say.
+    """
+    vocabulary = Vocabulary(writer.tokenizer)
+    demands, unknown = gather(controls, vocabulary)
+    accepting = None
+    if any(isinstance(control, OF_WORDS) for control in controls):
+        automaton = Builder(demands, vocabulary).build()
+        check(automaton, demands, controls, length)
+        check_sayable(automaton, writer)
+        accepting = Accepting(automaton, writer.tokenizer.cls_id, writer.diffusion.device)
+    scores = [control.of(writer) for control in controls if isinstance(control, Scorer)]
+    edits = [control for control in controls if isinstance(control, Edit)]
+    if len(edits) > 1:
+        raise UserError("--edit takes one sentence to start from, found two")
+    return Plan(scores, accepting, unknown, _edited(edits[0], writer, length) if edits else None)
+
+
+def gather(controls: Sequence[Control], vocabulary: Vocabulary) -> tuple[Demands, tuple[str, ...]]:
+    """The demands on words, and the template's unknown words."""
+    templates = [control for control in controls if isinstance(control, Template)]
+    lengths = [control for control in controls if isinstance(control, Length)]
+    if len(templates) > 1 or len(lengths) > 1:
+        raise UserError(f"one {'--template' if len(templates) > 1 else '--length'} is expected, found two")
+    demands, unknown = Demands(), tuple[str, ...]()
+    items: tuple[Known | Gap, ...] = demands.items
+    if templates:
+        parsed = parse(templates[0].text, vocabulary, templates[0].allow_unk)
+        items, unknown = parsed.items, parsed.unknown
+        if lengths and (high := lengths[0].high) is not None and parsed.fewest_words > high:
+            raise UserError(
+                f"--length {_shown(lengths[0])} contradicts --template {templates[0].text!r}, which has at least "
+                f"{parsed.fewest_words} words"
+            )
+    number = lengths[0] if lengths else Length(1, None)
+    if number.low < 1 or (number.high is not None and number.high < number.low):
+        raise UserError(f"--length must be a number of words from 1, or a range such as 4-7, found {_shown(number)}")
+    wanted: list[tuple[int, ...]] = []
+    wanted_at: dict[int, tuple[str, tuple[int, ...]]] = {}
+    for want in (control for control in controls if isinstance(control, Want)):
+        ids = _spelled(want, vocabulary)
+        if want.at is None:
+            if not any(_occurs(want.text, item) for item in items):
+                wanted.append(ids)
+        elif want.at in wanted_at:
+            raise UserError(f"--want {want.text}@{want.at} contradicts --want {wanted_at[want.at][0]}@{want.at}")
+        else:
+            wanted_at[want.at] = (want.text, ids)
+    avoided, avoided_at = set[int](), dict[int, frozenset[int]]()
+    for avoid in (control for control in controls if isinstance(control, Avoid)):
+        _check_avoidable(avoid, controls, items)
+        ids = _spelled(avoid, vocabulary)
+        if len(ids) > 1:
+            raise UserError(
+                f"--avoid takes a word that is one token, found {avoid.text!r}, which is {len(ids)} tokens here"
+            )
+        if avoid.at is None:
+            avoided.add(ids[0])
+        else:
+            avoided_at[avoid.at] = avoided_at.get(avoid.at, frozenset()) | set(ids)
+    length = (number.low, number.high)
+    return Demands(items, length, tuple(wanted), wanted_at, frozenset(avoided), avoided_at), unknown
+
+
+def check(automaton: Automaton, demands: Demands, controls: Sequence[Control], length: int) -> None:
+    """Refuse demands that no sentence meets, or none that is short enough.
+
+    Raises:
+        UserError: naming them.
+    """
+    said = [text for control in controls if (text := _said(control))]
+    if automaton.shortest is None:
+        raise UserError(f"no sentence satisfies {' and '.join(said)}: they contradict each other; leave one out")
+    if automaton.shortest > length:
+        raise UserError(
+            f"{' and '.join(said)} must fit into {length} tokens, the length of the model's sentences, found at least "
+            f"{automaton.shortest} ([CLS] and [SEP] included)"
+        )
+
+
+def check_sayable(automaton: Automaton, writer: TextDiffusion) -> None:
+    """Words that the head takes for others are left out of gaps; a demand for one is refused.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    with torch.no_grad():
+        sayable = writer.model.get_logits(embeddings(writer.model)[None])[0].argmax(dim=-1).cpu().numpy()
+    for tokens in automaton.sets:
+        kept = tokens & (sayable == range(len(sayable)))
+        if tokens[writer.tokenizer.pad_id]:  # what comes after [SEP] is not read
+            continue
+        if not kept.any():
+            token = int(tokens.argmax())
+            if token == writer.tokenizer.unk_id:
+                raise UserError(
+                    "--allow_unk expects a model that met unknown words in training, found one that did not"
+                )
+            name, other = (writer.tokenizer.backend.id_to_token(i) for i in (token, int(sayable[token])))
+            raise UserError(f"the model cannot say {name!r}, as its head takes it for {other!r}; leave the word out")
+        tokens[:] = kept
+
+
+def _spelled(control: Want | Avoid, vocabulary: Vocabulary) -> tuple[int, ...]:
+    name = "--want" if isinstance(control, Want) else "--avoid"
+    if not control.text.split() or (control.at is not None and (control.at < 1 or len(control.text.split()) > 1)):
+        raise UserError(
+            f"{name} must be a word, or a word and its number in the sentence such as green@2, "
+            f"found {control.text + ('' if control.at is None else f'@{control.at}')!r}"
+        )
+    ids, unknown = vocabulary.spell(control.text)
+    if unknown:
+        raise UserError(f"{name} must be words that the model knows, found {', '.join(unknown)}")
+    return tuple(ids)
+
+
+def _check_avoidable(avoid: Avoid, controls: Sequence[Control], items: Sequence[Known | Gap]) -> None:
+    """Avoiding a word that is wanted is refused."""
+    for want in (control for control in controls if isinstance(control, Want)):
+        if bare(avoid.text) in map(bare, want.text.split()) and avoid.at in (None, want.at):
+            raise UserError(f"--avoid {avoid.text} contradicts --want {want.text}; leave one out")
+    if avoid.at is None and any(_occurs(avoid.text, item) for item in items):
+        raise UserError(f"--avoid {avoid.text} contradicts --template, which has that word; leave one out")
+
+
+def _occurs(text: str, item: Known | Gap) -> bool:
+    return isinstance(item, Known) and bare(item.text) == bare(text)
+
+
+def _said(control: Control) -> str:
+    """A control as on the command line, if it makes a demand on words."""
+    if isinstance(control, Template):
+        return f"--template {control.text!r}"
+    if isinstance(control, Length):
+        return f"--length {_shown(control)}"
+    if isinstance(control, Want | Avoid):
+        return f"--{type(control).__name__.lower()} {control.text}" + ("" if control.at is None else f"@{control.at}")
+    return ""
+
+
+def _shown(length: Length) -> str:
+    if length.low == length.high:
+        return str(length.low)
+    return f"{length.low}-{'' if length.high is None else length.high}"
+
+
+def _edited(edit: Edit, writer: TextDiffusion, length: int) -> tuple[Tensor, float]:
+    if not 0 < edit.strength <= 1:
+        raise UserError(f"--edit_strength must be above 0 and at most 1, found {edit.strength:g}")
+    vocabulary, tokenizer = Vocabulary(writer.tokenizer), writer.tokenizer
+    words, unknown = vocabulary.spell(edit.text, first=True)
+    if unknown:
+        raise UserError(f"--edit has words that the model does not know: {', '.join(dict.fromkeys(unknown))}")
+    ids = [tokenizer.cls_id, *words, tokenizer.sep_id]
+    if not words or len(ids) > length:
+        raise UserError(
+            f"--edit must be a sentence of at most {length} tokens, the length of the model's sentences, "
+            f"found {len(ids)} ([CLS] and [SEP] included)"
+        )
+    ids += [tokenizer.pad_id] * (length - len(ids))
+    return torch.tensor(ids, device=writer.diffusion.device), edit.strength

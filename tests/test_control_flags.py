@@ -1,0 +1,127 @@
+"""The flags of steering, on the command line of sampling."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_flags import Case, bad_values, observe_sampling
+from toy import files, flags, one_sentence, same, write_text
+
+from text_diffusion import sample
+from text_diffusion.control.options import ControlConfig
+
+CASES = {
+    "template": Case("The [GAP] fig is [GAP].", "sentences"),
+    "template_file": Case("TEMPLATES", "sentences"),
+    "allow_unk": Case(True, "error", {"template": "The purple fig is hot."}),
+    "length": Case("4", "sentences"),
+    "want": Case("egg", "sentences"),
+    "avoid": Case("The", "sentences"),
+    "edit": Case("The red fig is ripe.", "sentences"),
+    "edit_strength": Case(0.9, "sentences", {"edit": "The red fig is ripe."}),
+}
+
+
+def test_table_is_complete() -> None:
+    assert list(CASES) == [f.name for f in fields(ControlConfig)]
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_flag_has_an_effect(name: str, writer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    templates = write_text(tmp_path / "templates.txt", ["The red [GAP]", "[GAP] is hot."])
+    case = CASES[name]
+    seen = []
+    for options in (case.beside, case.beside | {name: case.value}):
+        named = {key: templates if value == "TEMPLATES" else value for key, value in options.items()}
+        usual = {"model_name_or_path": writer, "num_samples": 8, "steps": 5, "out_dir": tmp_path / "out"}
+        seen.append(observe_sampling(flags(**usual | named), capsys))
+    assert not same(seen[0].get(case.changes), seen[1].get(case.changes))
+
+
+def run(capsys: pytest.CaptureFixture[str], **options: Any) -> list[str]:
+    """The lines of the file that sampling wrote."""
+    assert sample.main(flags(**options)) == 0
+    path = Path(capsys.readouterr().out.splitlines()[-1].removeprefix("written the decoded output to "))
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def test_templates_of_a_file(writer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """So many of each, in the order of the file, and each as if it were alone."""
+    templates = ["The red [GAP]", "[GAP] is hot.", "The old fig is raw."]
+    usual = {"model_name_or_path": writer, "num_samples": 3, "out_dir": tmp_path}
+    templates[2] = "The old fig is hot."
+    path = write_text(tmp_path / "templates.txt", templates)
+    lines = run(capsys, **usual, template_file=path)
+    assert len(lines) == 9
+    assert lines == [line for template in templates for line in run(capsys, **usual, template=template)]
+    assert lines[6:] == [templates[2]] * 3
+
+
+def test_words_are_taken_as_they_are_written(writer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    usual = {"model_name_or_path": writer, "num_samples": 20, "out_dir": tmp_path}
+    for line in run(capsys, **usual, want="egg@3, blue", avoid="hot,cold@5", length="5"):
+        assert re.fullmatch(r"\S+ blue egg \S+ (?!cold)\S+", line) or "blue" in line
+        assert line.split()[2].startswith("egg")
+        assert "hot" not in line
+        assert not line.split()[4].startswith("cold")
+    (row,) = run(capsys, **usual | {"num_samples": 1}, format="jsonl", want="egg", length="4-6")
+    about = json.loads(row)
+    assert about["want"] == "egg"
+    assert about["length"] == "4-6"
+    assert "avoid" not in about
+    assert 4 <= len(about["text"].split()) <= 6
+
+
+BAD = [
+    *bad_values(ControlConfig),
+    ("length", "x"),
+    ("length", "-3"),
+    ("length", "3-x"),
+    ("template_file", "/nowhere/templates.txt"),
+    ("want", "purple"),
+    ("want", "red,,blue"),
+    ("avoid", "purple"),
+    ("edit", "The purple fig"),
+    ("edit_strength", "0.3"),
+    ("allow_unk", "True"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_refused(name: str, value: str, writer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [*flags(model_name_or_path=writer, out_dir=tmp_path / "out"), f"--{name}={value}"]
+    assert sample.main(argv) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert name.replace("_", "") in one_sentence(err).replace("_", "") or value in err
+    assert files(tmp_path) == {}
+
+
+def test_contradictions_are_found_before_the_work(
+    writer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also in the last template of a file."""
+    path = write_text(tmp_path / "templates.txt", ["The red [GAP]", "The old fig is very hot [GAP]"])
+    usual = {"model_name_or_path": writer, "out_dir": tmp_path / "out"}
+    for given, message in (
+        ({"template": "a b c d [GAP:2]", "length": 3}, "does not know: a, b, c, d"),
+        ({"template": "The red fig is [GAP:2]", "length": 3}, "--length 3 contradicts --template"),
+        ({"template_file": path, "length": 4}, "words that the model does not know: very"),
+        ({"template_file": path, "template": "The [GAP]"}, "exclude each other"),
+        ({"want": "red", "avoid": "red"}, "--avoid red contradicts --want red"),
+    ):
+        assert sample.main(flags(**usual, **given)) == 1
+        assert message in one_sentence(capsys.readouterr().err)
+        assert not (tmp_path / "out").exists()
+
+
+def test_help_has_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        sample.main(["--help"])
+    out = capsys.readouterr().out
+    assert [f.name for f in fields(ControlConfig) if f"--{f.name} " not in out] == []
