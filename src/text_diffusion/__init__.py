@@ -18,10 +18,10 @@ Notation, the same letters in code, docstrings and docs::
 Reading order: ``schedules``, ``gaussian_diffusion``, ``losses``, ``modeling``, ``samplers``, ``step``, ``train``. The
 rest is plumbing: ``config`` (every setting and its default), ``tokenizer``, ``corpus`` and ``data`` (text to batches),
 ``randomness``, ``timesteps``, ``ema``; ``run``, ``state``, ``checkpoint``, ``meter``, ``validation`` and ``tracking``
-(a training run); ``generation``, ``sample`` and ``display`` (sampling); ``control`` (steering it); ``grammar`` (a language known exactly),
-``ngrams``, ``metrics``, ``figures`` and ``evaluate`` (how good samples are); ``bound``, ``flow`` and ``likelihood``
-(how probable a sentence is); ``objectives`` and ``autoregressive`` (what else may be learned); ``original`` (weights
-of other programs), ``files``, ``memory`` and ``errors``.
+(a training run); ``generation``, ``sample`` and ``display`` (sampling); ``control`` (steering it); ``grammar`` (a
+language known exactly), ``ngrams``, ``metrics``, ``figures`` and ``evaluate`` (how good samples are); ``bound``,
+``flow`` and ``likelihood`` (how probable a sentence is); ``objectives`` and ``autoregressive`` (what else may be
+learned); ``original`` (weights of other programs), ``files``, ``memory`` and ``errors``.
 
 >>> import text_diffusion
 >>> sentences = text_diffusion.load("ckpts/simple/ema_0.9999_025000.pt").sample(4, steps=20)
