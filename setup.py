@@ -42,6 +42,9 @@ setup(
     install_requires=["torch>=2.11", "numpy>=1.26", "tokenizers>=0.20", "tqdm>=4.66"],
     extras_require={
         "eval": ["wordllama>=0.4"],
+        "fsdp": ["safetensors>=0.4"],
+        "mpi": ["mpich>=4.2", "mpi4py>=4.0"],
+        "remote": ["blobfile>=3.0"],
         "track": ["tensorboard>=2.18", "wandb>=0.18"],
         "dev": re.findall(r"^\w.*", read("requirements-dev.txt"), re.MULTILINE),
     },

@@ -31,10 +31,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from text_diffusion.config import SIZES, ModelConfig, TrainConfig, build
 from text_diffusion.data import Batches
+from text_diffusion.distributed import ALONE
 from text_diffusion.ema import EMA
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.objectives import OBJECTIVES
+from text_diffusion.parallel import BatchLoss
 from text_diffusion.randomness import Stream, draw, normal
 from text_diffusion.samplers import ancestral
 from text_diffusion.schedules import named_betas
@@ -106,19 +108,22 @@ def training(
         config=config,
         model_config=model_config,
         objective=OBJECTIVES["diffusion_lm"],
+        ranks=ALONE,
         data_config=SimpleNamespace(sequence_len=length),
         device=device,
         diffusion=GaussianDiffusion(named_betas("sqrt", 2000), device),
         batches=Batches(torch.randint(vocab, (16 * batch, length), device=device), batch, 0),
     )
+    plain = BatchLoss(model, run.objective, run.diffusion)
+    loss = BatchLoss(network, run.objective, run.diffusion)
     with FlopCounterMode(display=False) as counter:
-        train_step(run, state, model)
+        train_step(run, state, plain)
     flops = counter.get_total_flops()
     for _ in range(3):
-        train_step(run, state, network)  # compiles
+        train_step(run, state, loss)  # compiles
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    seconds = clock.time(lambda: train_step(run, state, network), 5)
+    seconds = clock.time(lambda: train_step(run, state, loss), 5)
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
     return {
         "batch": batch,

@@ -32,12 +32,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from text_diffusion.config import SIZES, ModelConfig, TrainConfig, build
 from text_diffusion.data import Batches
+from text_diffusion.distributed import ALONE
 from text_diffusion.ema import EMA
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.generation import load_diffusion
 from text_diffusion.losses import Noise, diffusion_lm_loss
 from text_diffusion.memory import keep_freed_memory
 from text_diffusion.modeling import TransformerNetModel
+from text_diffusion.objectives import OBJECTIVES
+from text_diffusion.parallel import BatchLoss
 from text_diffusion.schedules import named_betas
 from text_diffusion.state import TrainState
 from text_diffusion.step import train_step
@@ -68,10 +71,15 @@ def ratio(seconds: Seconds, slow: str, fast: str) -> dict[str, float]:
 def stepper(model_config: ModelConfig, batch: int, length: int, vocab: int) -> Callable[[], None]:
     """One training step of the program, data, logging and averages included, each time it is called."""
     model = TransformerNetModel(model_config, vocab, length).train()
-    state = TrainState(model, [EMA(model, 0.9999)], optimizer_of(model), UniformSampler(2000), LossByTimestep(2000))
+    loss = BatchLoss(model, OBJECTIVES["diffusion_lm"], GaussianDiffusion(named_betas("sqrt", 2000)))
+    state = TrainState(
+        model, loss, [EMA(model, 0.9999)], optimizer_of(model), UniformSampler(2000), LossByTimestep(2000)
+    )
     run: Any = SimpleNamespace(
         config=TrainConfig(batch_size=batch, steps=1_000_000),
         model_config=model_config,
+        objective=OBJECTIVES["diffusion_lm"],
+        ranks=ALONE,
         data_config=SimpleNamespace(sequence_len=length),
         device=torch.device("cpu"),
         diffusion=GaussianDiffusion(named_betas("sqrt", 2000)),
@@ -79,7 +87,7 @@ def stepper(model_config: ModelConfig, batch: int, length: int, vocab: int) -> C
     )
 
     def step() -> None:
-        train_step(run, state, model)
+        train_step(run, state, loss)
 
     return step
 

@@ -171,6 +171,64 @@ def render_growth(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Measured on {part['machine']}."])
 
 
+def render_faults(results: dict[str, Any]) -> str:
+    """Runs that were killed."""
+    part = results.get("faults")
+    if not part:
+        return ""
+    kills = sum(part["kills"].values())
+    lines = [
+        f"{part['equal']} of {part['runs']} runs of {part['steps']} steps ended with the weights, averages, optimizer "
+        f"and log of the run that was never killed, bit for bit, after {kills} kills in all:",
+        "",
+        *(f"- {count} {moment}" for moment, count in sorted(part["kills"].items(), key=lambda kill: -kill[1])),
+    ]
+    return "\n".join([*lines, "", f"Measured on {part['machine']}."])
+
+
+def render_parallel(results: dict[str, Any]) -> str:
+    """Weak scaling, memory, checkpoints."""
+    part = results.get("parallel")
+    if not part:
+        return ""
+    lines = [
+        "| run | ranks | global batch | ms a step | sentences/s | held by a rank, MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in part["rows"]:
+        name = row["name"].rstrip("0123456789")
+        speed = 1000 * row["batch"] / row["ms"]
+        cells = (name, row["ranks"], row["batch"], f"{row['ms']:.1f}", f"{speed:.0f}", f"{row['held_mb']:.2f}")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    saving = part["checkpoint"]
+    lines += [
+        "",
+        f"FSDP2 and DDP on 2 ranks after 51 steps: weights differ by {part['difference']:.1e} (norm over norm).",
+        "",
+        f"A checkpoint of `--size base` ({saving['parameters'] / 1e6:.0f} M parameters, {saving['mb']:.0f} MB) stops "
+        f"training for {saving['sync_s']:.2f} s with `--save_async False` and for {saving['async_s']:.2f} s without; "
+        f"in the background it is written {saving['until_written_s']:.2f} s after it began (medians of 3).",
+        "",
+        f"Measured on {part['machine']}.",
+    ]
+    return "\n".join(lines)
+
+
+def render_projected(results: dict[str, Any]) -> str:
+    """Efficiency that follows from the size of the gradient and the speed of links."""
+    part = results.get("parallel")
+    if not part:
+        return ""
+    lines = [
+        "| link | GPUs | all-reduce, ms | efficiency without overlap | with full overlap |",
+        "|---|---|---|---|---|",
+    ]
+    for row in part["projected"]:
+        shares = f"{100 * row['worst']:.0f} % | {100 * row['best']:.0f} %"
+        lines.append(f"| {row['link']} | {row['gpus']} | {row['ms']:.1f} | {shares} |")
+    return "\n".join(lines)
+
+
 PLACES: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("README.md", "measured", render),
     ("README.md", "curve", render_curve),
@@ -178,6 +236,9 @@ PLACES: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("docs/speed.md", "frontier", render_frontier),
     ("docs/speed.md", "speed", render_speed),
     ("docs/speed.md", "growth", render_growth),
+    ("docs/distributed.md", "faults", render_faults),
+    ("docs/distributed.md", "parallel", render_parallel),
+    ("docs/distributed.md", "projected", render_projected),
     ("docs/evaluation.md", "animals", partial(evaluation_table.render, "animals")),
     ("docs/evaluation.md", "e2e", partial(evaluation_table.render, "e2e")),
 )

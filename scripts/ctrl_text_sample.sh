@@ -10,7 +10,5 @@ CKPT='' STEPS='' NUM_SAMPLES=''
 positionals CKPT STEPS NUM_SAMPLES -- "$@"
 [ -n "$CKPT" ] || fail 2 "CKPT, the weights file to sample from, is missing; $USAGE"
 
-ensure_env
-# -P: a random.py in the working directory must not shadow Python's own.
-exec "$PYTHON" -P -m text_diffusion "$COMMAND" --model_name_or_path "$CKPT" \
+start --model_name_or_path "$CKPT" \
     ${STEPS:+--steps "$STEPS"} ${NUM_SAMPLES:+--num_samples "$NUM_SAMPLES"} ${REST[@]+"${REST[@]}"}

@@ -20,12 +20,12 @@ fail() { # fail STATUS SENTENCE
 
 # --- Which Python
 
-# ensure_env [dev]: sets PYTHON to an interpreter with the requirements (dev: and the development tools). That is the
-# running one if it has them, otherwise that of .venv, which is made if need be.
+# ensure_env [dev | mpi]: sets PYTHON to an interpreter with the requirements (dev: and the development tools; mpi: and an
+# MPI library). That is the running one if it has them, otherwise that of .venv, which is made if need be.
 ensure_env() {
     KIND=${1:-core}
     FILES=("$ROOT/requirements.txt")
-    [ "$KIND" = core ] || FILES+=("$ROOT/requirements-dev.txt")
+    [ "$KIND" = core ] || FILES+=("$ROOT/requirements-$KIND.txt")
     RUNNING=$(running_python) || RUNNING=''
     if [ -n "$RUNNING" ] && ! [ "${VIRTUAL_ENV:-}" -ef "$VENV" ] && has_requirements "$RUNNING"; then
         PYTHON=$RUNNING
@@ -53,7 +53,7 @@ import re, sys
 from importlib.util import find_spec
 
 text = "".join(open(path).read() for path in sys.argv[1:])
-names = re.findall(r"^(?!types-)\w[\w-]*", text, re.M)  # types-*: stubs, which are no modules
+names = re.findall(r"^(?!types-|mpich)\w[\w-]*", text, re.M)  # stubs and a C library, which are no modules
 print(", ".join(name for name in names if find_spec(name.replace("-", "_")) is None))
 ' "${FILES[@]}" 2>/dev/null
 }
@@ -80,7 +80,10 @@ venv_can_be_kept() {
 
 set_up() ( # a subshell, so that its traps and exits are its own
     what="the requirements" lacking=''
-    [ "$KIND" = core ] || what="the requirements and the development tools"
+    case $KIND in
+        dev) what="the requirements and the development tools" ;;
+        mpi) what="the requirements and MPI" ;;
+    esac
     [ -w "$ROOT" ] || fail 1 "cannot write in $ROOT, where .venv belongs; make it writable, or activate an environment \
 that has $what (pip install -r requirements.txt)"
     lock
@@ -102,16 +105,34 @@ has no Python 3.11 or newer; remove it, or activate an environment that has $wha
         : >"$VENV/made-by-scripts"
         "$base" -m venv "$VENV" >"$LOG" 2>&1 || set_up_failed
     fi
-    rm -f "$VENV/core.ready" "$VENV/dev.ready"
+    rm -f "$VENV"/*.ready
     # -I: what PYTHONPATH offers today must not count as installed.
     "$PYTHON" -I -m pip install --no-input --disable-pip-version-check -r "${FILES[${#FILES[@]} - 1]}" >"$LOG" 2>&1 ||
         set_up_failed
     has_requirements "$PYTHON" ||
         fail 1 "pip ended well, but $PYTHON lacks $(missing "$PYTHON"); the whole log is in $LOG"
-    [ "$KIND" = core ] || checksum >"$VENV/dev.ready"
+    [ "$KIND" = core ] || checksum >"$VENV/$KIND.ready"
     FILES=("$ROOT/requirements.txt")
     checksum >"$VENV/core.ready"
 )
+
+# start ARGUMENT ...: becomes `python -m text_diffusion ARGUMENT ...`, in NPROC processes if that says so.
+start() {
+    case ${NPROC:-1} in
+        *[!0-9]* | 0) fail 2 "NPROC must be a number of processes, found '$NPROC'; $USAGE" ;;
+        1) ensure_env && STARTER=() ;;
+        *)
+            ensure_env mpi
+            STARTER=("$(dirname "$PYTHON")/mpiexec") # of the MPI that mpi4py beside it finds first
+            [ -x "${STARTER[0]}" ] || STARTER=(mpiexec)
+            command -v "${STARTER[0]}" >/dev/null || fail 1 "NPROC=$NPROC needs mpiexec, found none beside $PYTHON or in \
+PATH; pip install mpich, or load the MPI module of your cluster"
+            STARTER+=(-n "$NPROC")
+            ;;
+    esac
+    # -P: a random.py in the working directory must not shadow Python's own.
+    exec ${STARTER[@]+"${STARTER[@]}"} "$PYTHON" -P -m text_diffusion "$COMMAND" "$@"
+}
 
 set_up_failed() {
     tail -n 12 "$LOG" >&2

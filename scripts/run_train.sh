@@ -13,8 +13,6 @@ true_or_false INIT_PRETRAINED
 true_or_false PRETRAINED_EMBEDDINGS
 true_or_false FREEZE_EMBEDDINGS
 
-ensure_env
-# -P: a random.py in the working directory must not shadow Python's own.
-exec "$PYTHON" -P -m text_diffusion "$COMMAND" --dataset "$DATASET" --gpu "$GPU" \
+start --dataset "$DATASET" --gpu "$GPU" \
     --init_pretrained "$INIT_PRETRAINED" --pretrained_embeddings "$PRETRAINED_EMBEDDINGS" --freeze_embeddings "$FREEZE_EMBEDDINGS" \
     ${STEPS:+--steps "$STEPS"} ${REST[@]+"${REST[@]}"}

@@ -11,9 +11,7 @@ CKPT='' STEPS='' NUM_SAMPLES='' OUT_DIR='' BATCH_SIZE='' TOP_P='' CLAMP='' SEQ_L
 positionals CKPT STEPS NUM_SAMPLES OUT_DIR BATCH_SIZE TOP_P CLAMP SEQ_LEN SEED -- "$@"
 [ -n "$CKPT" ] || fail 2 "CKPT, the weights file to sample from, is missing; $USAGE"
 
-ensure_env
-# -P: a random.py in the working directory must not shadow Python's own.
-exec "$PYTHON" -P -m text_diffusion "$COMMAND" --model_name_or_path "$CKPT" \
+start --model_name_or_path "$CKPT" \
     ${STEPS:+--steps "$STEPS"} ${NUM_SAMPLES:+--num_samples "$NUM_SAMPLES"} ${OUT_DIR:+--out_dir "$OUT_DIR"} \
     ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} ${TOP_P:+--top_p "$TOP_P"} ${CLAMP:+--clamp "$CLAMP"} \
     ${SEQ_LEN:+--sequence_len "$SEQ_LEN"} ${SEED:+--seed "$SEED"} ${REST[@]+"${REST[@]}"}

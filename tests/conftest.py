@@ -11,7 +11,7 @@ from micro import Micro, train_micro
 from toy import LINES, train_flags, write_text
 
 from text_diffusion import files, train
-from text_diffusion.distributed import WORLD_SIZE_VARIABLES
+from text_diffusion.launcher import WORLD_SIZE_VARIABLES
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,7 +39,7 @@ def _one_thread() -> None:
 def _no_launcher() -> Iterator[None]:
     """The tests are one process, even when a launcher started them."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in WORLD_SIZE_VARIABLES:
+        for name in ("RANK", *WORLD_SIZE_VARIABLES):
             patch.delenv(name, raising=False)
         yield
 

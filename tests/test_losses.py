@@ -277,7 +277,7 @@ def test_training_step_does_not_depend_on_the_micro_batch(tmp_path: Path, self_c
         state.optimizer.register_step_pre_hook(
             lambda *_: grads.extend(p.grad.clone() for p in state.model.parameters() if p.grad is not None)
         )
-        values, norm = train_step(run, state, state.model)
+        values, norm = train_step(run, state, state.loss)
         assert float(norm) == pytest.approx(math.sqrt(sum(float(g.square().sum()) for g in grads)), rel=1e-5)
         return grads, values, [p.detach() for p in state.model.parameters()]
 

@@ -24,7 +24,6 @@ import text_diffusion
 from text_diffusion import __main__ as entry
 from text_diffusion import sample, train
 from text_diffusion.config import SampleConfig
-from text_diffusion.distributed import WORLD_SIZE_VARIABLES
 from text_diffusion.generation import TextDiffusion, load_diffusion
 from text_diffusion.tokenizer import Tokenizer
 
@@ -273,15 +272,6 @@ def test_mistakes_make_no_folder(
 ) -> None:
     assert sample.main(flags(model_name_or_path=weights, out_dir=tmp_path / "new", **options)) == 1
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("name", WORLD_SIZE_VARIABLES)
-def test_several_processes_are_refused(
-    name: str, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv(name, "2")
-    assert sample.main(flags(model_name_or_path=weights)) == 1
-    assert f"expected one process, found {name}=2" in one_sentence(capsys.readouterr().err)
 
 
 def test_ctrl_c(weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

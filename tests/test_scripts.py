@@ -85,7 +85,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def equipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment in which all requirements are found; the checkers print that they ran."""
-    modules = {name: TOOL_STUB if name in ("ruff", "mypy", "pytest") else "" for name in PINS}
+    modules = {name.replace("-", "_"): TOOL_STUB if name in ("ruff", "mypy", "pytest") else "" for name in PINS}
     return make_env(tmp_path_factory.mktemp("envs") / "equipped", modules)
 
 
@@ -95,7 +95,7 @@ def clone(tmp_path: Path) -> Path:
     clone = tmp_path / "a clone"
     for folder in ("scripts", ".ci", "src/utils"):
         shutil.copytree(ROOT / folder, clone / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-mpi.txt"):
         shutil.copy(ROOT / name, clone)
     package = clone / "src" / "text_diffusion"
     package.mkdir()

@@ -43,7 +43,8 @@ from text_diffusion import run as runs
 from text_diffusion import train
 from text_diffusion.checkpoint import resumable_steps
 from text_diffusion.config import DiffusionConfig, ModelConfig, TrainConfig
-from text_diffusion.distributed import pick_precision
+from text_diffusion.device import pick_precision
+from text_diffusion.distributed import ALONE
 from text_diffusion.errors import UserError
 from text_diffusion.meter import Meter
 from text_diffusion.objectives import OBJECTIVES
@@ -579,6 +580,7 @@ def test_meter(monkeypatch: pytest.MonkeyPatch) -> None:
         diffusion=SimpleNamespace(num_timesteps=8),
         device=device,
         objective=OBJECTIVES["diffusion_lm"],
+        ranks=ALONE,
     )
     state: Any = SimpleNamespace(step=2, seconds=10.0, optimizer=SimpleNamespace(param_groups=[{"lr": 0.5}]))
     meter = Meter(run)
@@ -628,7 +630,7 @@ def test_training_is_deterministic(go: Trained) -> None:
 def test_averages_follow_the_weights(corpus: Path, tmp_path: Path) -> None:
     """Each file of each rate, from the raw weights of every step and those at the start."""
     argv = train_flags(corpus, tmp_path / "run", steps=4, lr=0.1, save_interval=1, ema_rate="0.15,0.99")
-    _, untrained = runs.prepare(train.parse(argv))
+    untrained = runs.prepare(train.parse(argv))[1]
     initial = {name: weight.detach().clone() for name, weight in untrained.model.named_parameters()}
     assert train.main(argv) == 0
     for rate in (0.15, 0.99):
@@ -721,7 +723,7 @@ def test_validation_is_of_the_average_without_dropout(corpus: Path, go: Trained,
         for name in ("ema_0.9_000005.pt", "model000005.pt")
     }
     (logged,) = metrics(folder, validation=True)
-    assert logged == {"step": 5, **rows["ema_0.9_000005.pt"]}
+    assert logged == {"step": 5, "world_size": 1, **rows["ema_0.9_000005.pt"]}
     assert logged["val_loss"] != rows["model000005.pt"]["val_loss"]
 
 
@@ -776,20 +778,6 @@ def test_unwritable_folder_is_found_before_the_work(
     assert train.main(train_flags(corpus, tmp_path / name)) == 1
     assert f"{tmp_path / name}: expected a folder to write to" in one_sentence(capsys.readouterr().err)
     assert files(tmp_path) == {"file": b""}
-
-
-@pytest.mark.parametrize("name", ["NPROC", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"])
-@pytest.mark.parametrize("value", ["2", "x", ""])
-def test_several_processes_are_refused(
-    name: str, value: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.setenv(name, value)
-    assert train.main(train_flags(corpus, tmp_path / "run", steps=1)) == 1
-    assert f"{name}={value}" in one_sentence(capsys.readouterr().err)
-    assert not (tmp_path / "run").exists()
-    monkeypatch.setenv(name, "1")
-    assert train.main(train_flags(corpus, tmp_path / "run", steps=1)) == 0
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,9 @@ rest is plumbing: ``config`` (every setting and its default), ``tokenizer``, ``c
 (a training run); ``generation``, ``sample`` and ``display`` (sampling); ``control`` (steering it); ``grammar`` (a
 language known exactly), ``ngrams``, ``metrics``, ``figures`` and ``evaluate`` (how good samples are); ``bound``,
 ``flow`` and ``likelihood`` (how probable a sentence is); ``objectives`` and ``autoregressive`` (what else may be
-learned); ``original`` (weights of other programs), ``files``, ``memory`` and ``errors``.
+learned); ``launcher``, ``distributed``, ``parallel`` and ``route`` (many ranks, one run); ``snapshot``, ``saver``,
+``lock`` and ``remote`` (its files); ``device``; ``original`` (weights of other programs), ``files``, ``memory`` and
+``errors``.
 
 >>> import text_diffusion
 >>> sentences = text_diffusion.load("ckpts/simple/ema_0.9999_025000.pt").sample(4, steps=20)

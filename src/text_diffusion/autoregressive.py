@@ -97,8 +97,10 @@ class Autoregressive:
     device: torch.device
 
     @torch.no_grad()
-    def sample(self, n: int = 10, *, seed: int = 10708, batch_size: int | None = None, **settings: object) -> list[str]:
-        """n sentences, each word drawn from p; sentence i depends on the seed and on i, not on n or on the batch size.
+    def sample(
+        self, n: int = 10, *, seed: int = 10708, batch_size: int | None = None, first: int = 0, **settings: object
+    ) -> list[str]:
+        """The sentences first..n-1 of a seed, each word drawn from p; sentence i depends on the seed and on i alone.
 
         Raises:
             ValueError: an argument is out of range, or there is one that only a diffusion model has.
@@ -113,7 +115,7 @@ class Autoregressive:
         def make(start: int, stop: int) -> list[str]:
             return [self.tokenizer.decode(row) for row in self._ids(seed, start, stop).tolist()]
 
-        return in_batches(n, batch_size or AT_ONCE, make)
+        return in_batches(n, batch_size or AT_ONCE, make, first)
 
     def _ids(self, seed: int, start: int, stop: int) -> Tensor:
         """The words of sentences start..stop-1, (B, L): the first v at which P(w_l <= v) exceeds a uniform number."""

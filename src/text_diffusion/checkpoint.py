@@ -25,6 +25,8 @@ from text_diffusion.errors import UserError
 from text_diffusion.files import project_root, write_atomically
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.objectives import OBJECTIVES, Network
+from text_diffusion.parallel import whole
+from text_diffusion.remote import local
 from text_diffusion.schedules import named_betas
 from text_diffusion.tokenizer import Tokenizer
 
@@ -49,8 +51,9 @@ def resumable_steps(folder: Path) -> list[int]:
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict on the CPU, the tied weight once."""
-    return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items() if name != TIED}
+    """A copy of the state dict on the CPU, put together if it is sharded, the tied weight once."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if name != TIED}
+    return {name: whole(tensor.detach()).to("cpu", copy=True) for name, tensor in state.items()}
 
 
 def write(path: Path, contents: dict[str, Any]) -> None:
@@ -107,7 +110,7 @@ def load_weights(path: Path, device: torch.device, tokenizer: str = "") -> Weigh
         UserError: see `read`; or the file holds no weights, or the tokenizer is not the one it was trained with.
     """
     contents = read(path)
-    given = Tokenizer.from_file(Path(tokenizer)) if tokenizer else None
+    given = Tokenizer.from_file(local(tokenizer)) if tokenizer else None
     if original.is_original(contents):
         if given is None:
             raise UserError(f"{path}: weights of the original carry no vocabulary; give its file as --tokenizer FILE")

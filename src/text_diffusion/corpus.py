@@ -15,6 +15,7 @@ from text_diffusion.config import DataConfig
 from text_diffusion.errors import UserError
 from text_diffusion.files import project_root, read_lines, write_atomically
 from text_diffusion.randomness import Stream, mix
+from text_diffusion.remote import local
 from text_diffusion.tokenizer import KINDS, Tokenizer
 
 HELD_OUT_SHARE = 0.05
@@ -63,11 +64,11 @@ def load(config: DataConfig, run_folder: Path) -> Corpus:
     train_path, test_path = data / f"{name}-train.txt", data / f"{name}-test.txt"
     own_file = bool(config.train_txt_path) or _is_file(config.dataset)
     if own_file:
-        train_path = Path(config.train_txt_path or config.dataset)
+        train_path = local(config.train_txt_path or config.dataset)
     elif not train_path.is_file():
         raise UserError(_unknown_dataset(name, data))
     if config.val_txt_path:
-        test_path = Path(config.val_txt_path)
+        test_path = local(config.val_txt_path)
 
     train = read_lines(train_path)
     was_split = not config.val_txt_path and (own_file or not test_path.is_file())
@@ -102,7 +103,7 @@ def find_tokenizer(config: DataConfig, corpus: Corpus) -> tuple[Tokenizer, Path 
         UserError: the file is not a tokenizer.
     """
     if config.tokenizer not in KINDS:
-        return Tokenizer.from_file(Path(config.tokenizer)), None
+        return Tokenizer.from_file(local(config.tokenizer)), None
     path = corpus.vocab_folder / f"{config.tokenizer}-vocab.json"
     if path.is_file() and not corpus.own_file:  # in a run's folder one can only be left over from a run that died
         return Tokenizer.from_file(path), None

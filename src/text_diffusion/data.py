@@ -83,9 +83,9 @@ class Batches:
         self.seed = seed
         self._orders: dict[int, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
 
-    def batch(self, step: int) -> Tensor:
-        """The ids of batch number `step`, (B, L)."""
-        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+    def batch(self, step: int, part: slice = slice(None)) -> Tensor:
+        """The ids of batch number `step`, (B, L), or of a part of it."""
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[part]
         epochs, places = np.divmod(positions, len(self.ids))
         rows = np.concatenate([self._order(int(e))[places[epochs == e]] for e in np.unique(epochs)])
         return self.ids[torch.from_numpy(rows).to(self.ids.device)]

@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from text_diffusion.parallel import local
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -22,8 +24,12 @@ class EMA(Generic[M]):
         self.rate = rate
         self.updates = 0
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._averages: list[Tensor] = list(self.model.parameters())
-        self._weights: list[Tensor] = list(model.parameters())
+        self.follow(model)
+
+    def follow(self, model: M) -> None:
+        """Look at the weights where they are now: sharding moves them."""
+        self._averages: list[Tensor] = [local(average) for average in self.model.parameters()]
+        self._weights: list[Tensor] = [local(weight) for weight in model.parameters()]
 
     @torch.no_grad()
     def update(self) -> None:

@@ -6,11 +6,20 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 
 class UserError(ValueError):
     """Something that the user can mend; its message says what was expected, what was found and what to do."""
+
+
+class Refused(UserError):
+    """A UserError that all ranks of a run end with; one of them says it."""
+
+    def __init__(self, message: str, said: bool = False) -> None:
+        super().__init__(message)
+        self.said = said
 
 
 class Interrupted(Exception):
@@ -28,18 +37,26 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     try:
         main(argv)
         sys.stdout.flush()
-    except UserError as error:
-        return _end(f"error: {error}", 1)
-    except Interrupted as interruption:
-        return _end(str(interruption), 128 + interruption.number)
-    except KeyboardInterrupt:
-        return _end("interrupted", 130)
     except BrokenPipeError:  # `... | head`: the reader has gone, so nothing can be said and nothing more is flushed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (UserError, Interrupted, KeyboardInterrupt) as error:
+        return say(error)
     return 0
 
 
+def say(error: BaseException) -> int:
+    """Say on standard error why a command ends, unless another rank does; returns the exit status."""
+    if isinstance(error, UserError):
+        return _end("" if isinstance(error, Refused) and error.said else f"error: {error}", 1)
+    if isinstance(error, Interrupted):
+        return _end(str(error), 128 + error.number)
+    if isinstance(error, KeyboardInterrupt):
+        return _end("interrupted", 130)
+    return _end("".join(traceback.format_exception(error)).rstrip(), 1)
+
+
 def _end(message: str, status: int) -> int:
-    print(message, file=sys.stderr)
+    if message:
+        print(message, file=sys.stderr)
     return status

@@ -18,7 +18,7 @@ from text_diffusion.checkpoint import Weights
 from text_diffusion.control.controls import Control, Plan, plan
 from text_diffusion.control.steering import Steered
 from text_diffusion.control.template import with_unknown
-from text_diffusion.distributed import pick_device
+from text_diffusion.device import pick_device
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.memory import in_batches

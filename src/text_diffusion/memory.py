@@ -35,21 +35,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
-def in_batches(n: int, size: int, make: Callable[[int, int], list[T]]) -> list[T]:
-    """make(start, stop) for 0..n in batches of `size`, which is halved, with a warning, as often as memory runs out.
+def in_batches(n: int, size: int, make: Callable[[int, int], list[T]], first: int = 0) -> list[T]:
+    """make(start, stop) for first..n-1 in batches of `size`, halved, with a warning, as often as memory runs out.
 
     Raises:
         UserError: it runs out with a single one.
     """
     made: list[T] = []
-    while len(made) < n:
-        stop = min(len(made) + size, n)
+    while (start := first + len(made)) < n:
+        stop = min(start + size, n)
         try:
-            made += make(len(made), stop)
+            made += make(start, stop)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            tried = stop - len(made)
+            tried = stop - start
             if tried == 1:
                 raise UserError(
                     "expected memory for one sentence, found too little; choose a shorter SEQ_LEN"

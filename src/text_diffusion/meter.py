@@ -19,7 +19,7 @@ class Meter:
 
     def __init__(self, run: Run) -> None:
         self.batch_size, self.diffusion_steps = run.config.batch_size, run.diffusion.num_timesteps
-        self.by_t = run.objective.by_t
+        self.by_t, self.world_size = run.objective.by_t, run.ranks.size
         self.sums: dict[str, Tensor] = {}
         self.steps = 0
         self.seconds = 0.0
@@ -71,7 +71,7 @@ class Meter:
             "sentences_per_s": self.steps * self.batch_size / max(self.seconds, 1e-9),
             "seconds": state.seconds,
             "batch_size": self.batch_size,
-            "world_size": 1,
+            "world_size": self.world_size,
         }
         self.sums, self.steps, self.seconds = {}, 0, 0.0
         self.by_quarter.zero_()

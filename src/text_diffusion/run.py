@@ -11,20 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from text_diffusion import checkpoint
 from text_diffusion import config as settings
 from text_diffusion import corpus as corpora
 from text_diffusion import tokenizer as tokenizers
 from text_diffusion.config import DataConfig, DiffusionConfig, ModelConfig, TrainConfig
 from text_diffusion.data import Batches, choose_length, fit
-from text_diffusion.distributed import pick_device, pick_precision
+from text_diffusion.device import pick_device, pick_precision
+from text_diffusion.distributed import ALONE, Ranks
 from text_diffusion.ema import EMA
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, line_number, project_root, remove_leftovers
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
+from text_diffusion.lock import FolderLock
 from text_diffusion.objectives import OBJECTIVES, Network, Objective
+from text_diffusion.parallel import BatchLoss, shard, synchronise
 from text_diffusion.randomness import Stream, mix
+from text_diffusion.remote import Mirror, cache_of, is_remote
 from text_diffusion.schedules import named_betas
-from text_diffusion.state import TrainState, find_checkpoint
+from text_diffusion.snapshot import Snapshot, check_safetensors, find_checkpoint, remove_stray_shards
+from text_diffusion.state import TrainState
 from text_diffusion.timesteps import TIMESTEP_SAMPLERS, LossByTimestep
 from text_diffusion.tokenizer import Tokenizer
 from text_diffusion.tracking import check_extra
@@ -54,12 +60,19 @@ class Run:
     held_out: Tensor | None
     fingerprint: str
     id: str
+    lock: FolderLock | None  # on rank 0
     resumed_meter: dict[str, Any] | None  # sums of the log between two rows, from where the run was stopped
+    ranks: Ranks = ALONE
+    mirror: Mirror | None = None  # of a folder in an object store; on rank 0
 
     @property
     def objective(self) -> Objective:
         """What is learned."""
         return OBJECTIVES[self.model_config.objective]
+
+    def shown(self, path: Path) -> str:
+        """A file of the run as the user knows it."""
+        return f"{self.mirror.url}/{path.name}" if self.mirror else str(path)
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -71,24 +84,47 @@ class Run:
             "train": asdict(self.config),
         }
 
-    def save(self, state: TrainState, meter: dict[str, Any]) -> Path:
-        """Write a checkpoint; returns the weights file to sample from, the first EMA's."""
+    def network(self) -> Network:
+        """A new one, on the device."""
+        network: Network = self.objective.network(
+            self.model_config, self.tokenizer.vocab_size, self.data_config.sequence_len
+        )
+        return network.to(self.device)
+
+    def snapshot(self, state: TrainState, meter: dict[str, Any]) -> Snapshot:
+        """A checkpoint of this step, in memory; every rank takes one at once."""
         tokenizer = self.tokenizer.to_json()
         about = self.settings | {"sequence_len": self.data_config.sequence_len, "tokenizer": tokenizer}
         extra = {"settings": self.settings, "tokenizer": tokenizer, "fingerprint": self.fingerprint, "meter": meter}
-        return state.save(self.folder, self.id, about, extra)[1]
+        return state.snapshot(self.ranks, self.id, about, extra)
 
 
-def prepare(given: dict[str, Any]) -> tuple[Run, TrainState]:
+def prepare(given: dict[str, Any], ranks: Ranks = ALONE) -> tuple[Run, TrainState]:
     """Build a run, new or to go on with, from the flags that were given.
+
+    Rank 0 alone looks into the folder of the run; the others have what is in it from there.
 
     Raises:
         UserError: a setting, a file or the folder will not do; nothing has been trained yet.
     """
+    ranks.agree("flags", {f"--{name}": value for name, value in given.items()})
     data_config = settings.build(DataConfig, given)
     name = corpora.dataset_name(data_config)
-    folder = Path(given.get("checkpoint_path") or project_root() / "ckpts" / name)
-    opt = find_checkpoint(folder)
+    path = given.get("checkpoint_path") or str(project_root() / "ckpts" / name)
+    mirror = ranks.together(lambda: Mirror(path) if is_remote(path) and ranks.first else None)
+    folder = cache_of(path) if is_remote(path) else Path(path)
+    try:
+        return _prepare(given, ranks, folder, mirror)
+    except BaseException:
+        if mirror:
+            mirror.lock.release()
+        raise
+
+
+def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror | None) -> tuple[Run, TrainState]:
+    """`prepare`, for a folder on this machine."""
+    data_config = settings.build(DataConfig, given)
+    opt = ranks.on_first(lambda: find_checkpoint(folder))
     saved: dict[str, Any] = {}
     if opt is not None:
         for group in opt["settings"].values():
@@ -101,29 +137,44 @@ def prepare(given: dict[str, Any]) -> tuple[Run, TrainState]:
     diffusion_config = settings.build(DiffusionConfig, saved, given)
     data_config = settings.build(DataConfig, saved, given)
     config = settings.build(TrainConfig, saved, given)
-    device = pick_device(config.device, config.gpu)
+    check_shares(config.batch_size, ranks)
+    if config.parallel == "fsdp" and ranks.size > 1:
+        check_safetensors()
+        if is_remote(config.checkpoint_path):
+            raise UserError(
+                "--parallel fsdp writes from every rank and expects --checkpoint_path to be a folder that all hosts "
+                f"share, found {config.checkpoint_path}; take such a folder, or --parallel ddp"
+            )
+    device = pick_device(config.device, config.gpu, ranks)
     config = replace(config, precision=pick_precision(config.precision, device))
 
-    corpus = corpora.load(data_config, folder)
+    corpus = ranks.together(lambda: corpora.load(data_config, folder))
+    ranks.agree("training text", {f"the lines of {corpus.source.name}": corpus.fingerprint})
     if opt is not None and opt["fingerprint"] != corpus.fingerprint:
         raise UserError(
             f"{corpus.source}: expected the text that the run in {folder} was started with, found another; "
             "give --checkpoint_path another folder to start a new run"
         )
+    new_file = None
     if opt is None:
-        tokenizer, new_file = corpora.find_tokenizer(data_config, corpus)
+        text, new_file = ranks.on_first(lambda: _tokenizer_json(data_config, corpus))
     else:  # a run keeps its tokenizer, whatever has become of the file
-        tokenizer, new_file = Tokenizer.from_json(opt["tokenizer"]), None
+        text = opt["tokenizer"]
+    tokenizer = Tokenizer.from_json(text)
     data_config, train_ids, held_out = encode(data_config, corpus, tokenizer)
-
     check_extra(config.track)
-    check_writable(folder)  # from here on files are written
-    remove_leftovers(folder)
-    if corpus.was_split:
-        corpus.save_parts(folder)
-    if new_file is not None:
-        tokenizers.save(tokenizer, new_file)
-        print(f"{new_file}: trained a {data_config.tokenizer} tokenizer", file=sys.stderr)
+
+    def occupy() -> FolderLock:  # from here on files are written
+        check_writable(folder)
+        lock = mirror.lock if mirror else FolderLock(folder)
+        remove_leftovers(folder)
+        remove_stray_shards(folder)
+        if corpus.was_split:
+            corpus.save_parts(folder)
+        if new_file is not None:
+            tokenizers.save(tokenizer, new_file)
+            print(f"{new_file}: trained a {data_config.tokenizer} tokenizer", file=sys.stderr)
+        return lock
 
     run = Run(
         folder=folder,
@@ -139,13 +190,26 @@ def prepare(given: dict[str, Any]) -> tuple[Run, TrainState]:
         batches=Batches(train_ids.to(device), config.batch_size, config.seed),
         held_out=None if held_out is None else held_out.to(device),
         fingerprint=corpus.fingerprint,
-        id=opt["run"] if opt else uuid.uuid4().hex,
+        id=ranks.broadcast(opt["run"] if opt else uuid.uuid4().hex),
+        lock=ranks.together(lambda: occupy() if ranks.first else None),
         resumed_meter=opt["meter"] if opt else None,
+        ranks=ranks,
+        mirror=mirror,
     )
-    state = new_state(run)
-    if opt is not None:
-        resume(run, state, opt, saved)
+    try:
+        state = new_state(run, opt)
+        if opt is not None:
+            resume(run, state, opt, saved)
+    except BaseException:
+        if run.lock:
+            run.lock.release()
+        raise
     return run, state
+
+
+def _tokenizer_json(config: DataConfig, corpus: corpora.Corpus) -> tuple[str, Path | None]:
+    tokenizer, new_file = corpora.find_tokenizer(config, corpus)
+    return tokenizer.to_json(), new_file
 
 
 def encode(
@@ -178,18 +242,39 @@ def encode(
     return replace(config, sequence_len=length), ids, held
 
 
-def new_state(run: Run) -> TrainState:
-    """Freshly initialised weights, averages and optimizer."""
+def new_state(run: Run, opt: dict[str, Any] | None = None) -> TrainState:
+    """Weights, freshly initialised or a checkpoint's, averages and optimizer, the same on all ranks."""
     torch.manual_seed(mix(run.config.seed, Stream.INIT))
-    model: Network = run.objective.network(run.model_config, run.tokenizer.vocab_size, run.data_config.sequence_len)
-    model = model.to(run.device).train()
+    model = run.network().train()
     model.gradient_checkpointing = run.config.gradient_checkpointing
+    emas = [EMA(model, rate) for rate in run.config.ema_rate]
+    if opt is not None:
+        source = run.folder / opt["weights"]
+        checkpoint.load_state(model, run.ranks.on_first(lambda: _own_weights(source, opt["run"])), source)
+        for ema, saved in zip(emas, opt["emas"], strict=True):
+            if saved["state"]:  # or in shards
+                checkpoint.load_state(ema.model, saved["state"], checkpoint.opt_path(run.folder, opt["step"]))
+    synchronise([model, *(ema.model for ema in emas)], run.ranks)
+    loss = BatchLoss(model, run.objective, run.diffusion)
+    if run.config.parallel == "fsdp" and run.ranks.size > 1:
+        shard(loss, run.device, run.ranks)
+        for ema in emas:
+            shard(ema.model, run.device, run.ranks)
+            ema.follow(model)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=run.config.lr, weight_decay=run.config.weight_decay, fused=run.device.type != "mps"
     )
     sampler = TIMESTEP_SAMPLERS[run.diffusion_config.schedule_sampler](run.diffusion.num_timesteps, run.device)
-    emas = [EMA(model, rate) for rate in run.config.ema_rate]
-    return TrainState(model, emas, optimizer, sampler, LossByTimestep(run.diffusion.num_timesteps, run.device))
+    by_t = LossByTimestep(run.diffusion.num_timesteps, run.device)
+    return TrainState(model, loss, emas, optimizer, sampler, by_t)
+
+
+def _own_weights(source: Path, run: str) -> dict[str, Tensor]:
+    weights = checkpoint.read(source)
+    if weights.get("run") != run:
+        raise UserError(f"{source}: expected the weights of the run in this folder, found another run's")
+    state: dict[str, Tensor] = weights["state"]
+    return state
 
 
 def resume(run: Run, state: TrainState, opt: dict[str, Any], saved: dict[str, Any]) -> None:
@@ -198,7 +283,7 @@ def resume(run: Run, state: TrainState, opt: dict[str, Any], saved: dict[str, An
     Raises:
         UserError: the run is already further than STEPS.
     """
-    state.restore(run.folder, opt)
+    run.ranks.together(lambda: state.restore(run.folder, opt))
     for group in state.optimizer.param_groups:
         group["weight_decay"] = run.config.weight_decay  # may change; the learning rate is set at every step
     steps = run.config.steps
@@ -207,6 +292,22 @@ def resume(run: Run, state: TrainState, opt: dict[str, Any], saved: dict[str, An
     print(f"going on from step {state.step} of the run in {run.folder}", file=sys.stderr)
     if steps != saved["steps"]:
         print(f"STEPS was {saved['steps']} and is {steps}: the learning-rate schedule changed", file=sys.stderr)
+
+
+def check_shares(batch_size: int, ranks: Ranks) -> None:
+    """Refuse a batch that the ranks cannot share equally in pairs (self-conditioning takes every second sentence).
+
+    Raises:
+        UserError: naming the nearest batch sizes that they can.
+    """
+    unit = 2 * ranks.size
+    if ranks.size > 1 and batch_size % unit:
+        below = batch_size // unit * unit
+        nearest = f"{below} or {below + unit}" if below else f"{unit}"
+        raise UserError(
+            f"--batch_size must be a multiple of {unit} for {ranks.size} processes to share it, found {batch_size}; "
+            f"the nearest: {nearest} (a run keeps its batch size: for one that is under way change the processes)"
+        )
 
 
 def check_same_run(given: dict[str, Any], saved: dict[str, Any], folder: Path) -> None:

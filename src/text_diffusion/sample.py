@@ -16,15 +16,18 @@ from tqdm import tqdm
 
 from text_diffusion import config as settings
 from text_diffusion import errors
+from text_diffusion.checkpoint import load_weights
 from text_diffusion.config import SampleConfig
 from text_diffusion.control.controls import Plan
 from text_diffusion.control.options import ControlConfig
+from text_diffusion.device import pick_device
 from text_diffusion.display import Display
-from text_diffusion.distributed import check_single_process
+from text_diffusion.distributed import ALONE, Ranks, joined
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, write_atomically
-from text_diffusion.generation import Sampling, TextDiffusion, Writer, load
+from text_diffusion.generation import Sampling, TextDiffusion, Writer, writer_of
 from text_diffusion.memory import in_batches, keep_freed_memory
+from text_diffusion.remote import Mirror, cache_of, is_remote, local
 
 PRINTED = 10  # sentences on standard output; the file has them all
 OF_DIFFUSION = ("steps", "sampler", "spacing", "eta", "churn", "top_p", "clamp", "clamp_start", "halt")
@@ -55,12 +58,19 @@ def sampling(config: SampleConfig) -> Sampling:
     )
 
 
-def generate(model: Writer, config: SampleConfig, plan: Plan) -> list[str]:
-    """Sample in batches; the first sentences are shown in the making."""
+def generate(model: Writer, config: SampleConfig, plan: Plan, ranks: Ranks = ALONE) -> list[str]:
+    """Sample in batches, each rank its share; the first sentences are shown in the making."""
+    mine = ranks.share(config.num_samples)
+    sentences = ranks.together(lambda: _generate(model, config, plan, mine.start, mine.stop))
+    return [sentence for part in ranks.gather(sentences) for sentence in part]
+
+
+def _generate(model: Writer, config: SampleConfig, plan: Plan, first: int, last: int) -> list[str]:
+    """The sentences first..last-1 of the seed."""
     if not isinstance(model, TextDiffusion):
-        return model.sample(config.num_samples, seed=config.seed, batch_size=config.batch_size or None)
-    size = config.batch_size or model.choose_batch_size(config.num_samples)
-    calls = -(-config.num_samples // size) * config.steps
+        return model.sample(last, seed=config.seed, batch_size=config.batch_size or None, first=first)
+    size = config.batch_size or model.choose_batch_size(last - first)
+    calls = -(-(last - first) // size) * config.steps
     with tqdm(total=calls, unit="call", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False) as bar:
 
         def make(start: int, stop: int) -> list[str]:
@@ -70,7 +80,7 @@ def generate(model: Writer, config: SampleConfig, plan: Plan) -> list[str]:
                 bar.update()
             return model.decode(step.pred_xstart, unknown=plan.unknown)
 
-        return in_batches(config.num_samples, size, make)
+        return in_batches(last, size, make, first)
 
 
 def contents(sentences: Sequence[str], model: Writer, config: SampleConfig, control: ControlConfig) -> bytes:
@@ -97,46 +107,68 @@ def free_name(path: Path, text: bytes) -> Path:
 
 def command(argv: Sequence[str] | None) -> None:
     """Parse, load, sample, write."""
+    with joined() as ranks:
+        keep_freed_memory()
+        model, config, control, plans = ranks.together(lambda: prepare(argv, ranks))
+        path = output_path(config, not isinstance(model, TextDiffusion))
+        mirror = None
+        if is_remote(config.out_dir):
+            mirror = ranks.together(lambda: Mirror(config.out_dir, f"{path.stem}*") if ranks.first else None)
+            path = cache_of(config.out_dir, f"{path.stem}*") / path.name
+        is_new = not path.parent.exists()
+        ranks.on_first(lambda: check_writable(path.parent))
+        try:
+            sentences = [sentence for plan in plans for sentence in generate(model, config, plan, ranks)]
+        except BaseException:
+            if is_new and ranks.first:
+                with contextlib.suppress(OSError):  # somebody else has put something there
+                    path.parent.rmdir()
+            raise
+        text = contents(sentences, model, config, control)
+        ranks.on_first(lambda: write(sentences, text, path, mirror))
+
+
+def prepare(argv: Sequence[str] | None, ranks: Ranks) -> tuple[Writer, SampleConfig, ControlConfig, list[Plan]]:
+    """The model, the settings and what steers it; every mistake is found before a folder is made."""
     parser = settings.Parser(prog="text-diffusion sample", description="Write sentences with a trained model.")
     settings.add_options(parser, SampleConfig, ControlConfig)
     given = vars(parser.parse_args(argv))
     config, control = settings.build(SampleConfig, given), settings.build(ControlConfig, given)
-    check_single_process()
-    keep_freed_memory()
     if not config.model_name_or_path:
         raise UserError("CKPT must name a weights file (--model_name_or_path), found nothing")
-    model = load(config.model_name_or_path, device=config.device, gpu=config.gpu, tokenizer=config.tokenizer)
+    if is_remote(config.model_name_or_path):
+        url = config.model_name_or_path
+        weights = str(local(url))
+        config = replace(config, model_name_or_path=weights, out_dir=config.out_dir or url.rpartition("/")[0])
+    device = pick_device(config.device, config.gpu, ranks)
+    model = writer_of(load_weights(Path(config.model_name_or_path), device, config.tokenizer))
+    plans = [Plan()]
     if isinstance(model, TextDiffusion):
         if "steps" not in given:
             config = replace(config, steps=min(config.steps, model.diffusion.num_timesteps))
         plans = control.plans(model, config.sequence_len)
-        for plan in plans:  # a setting that is out of range is found before the folder is made
+        for plan in plans:
             model.denoising(0, 1, controls=plan, **asdict(sampling(config)))
     elif named := [name for name in (*OF_DIFFUSION, *asdict(control), "sequence_len", "show") if name in given]:
         raise UserError(
             f"--{named[0]} belongs to diffusion models: leave it out, "
             f"as {config.model_name_or_path} writes left to right"
         )
-    else:
-        plans = [Plan()]
-    path = output_path(config, not isinstance(model, TextDiffusion))
-    is_new = not path.parent.exists()
-    check_writable(path.parent)
-    try:
-        sentences = [sentence for plan in plans for sentence in generate(model, config, plan)]
-    except BaseException:
-        if is_new:
-            with contextlib.suppress(OSError):  # somebody else has put something there
-                path.parent.rmdir()
-        raise
-    text = contents(sentences, model, config, control)
+    return model, config, control, plans
+
+
+def write(sentences: Sequence[str], text: bytes, path: Path, mirror: Mirror | None = None) -> None:
+    """Write them to a file under a name that is free, and the first of them to standard output."""
     path = free_name(path, text)
     write_atomically(path, lambda file: file.write(text))
+    if mirror:
+        mirror.push()
+        mirror.lock.release()
     for sentence in sentences[:PRINTED]:
         print(sentence)
     if len(sentences) > PRINTED:
         print(f"... and {len(sentences) - PRINTED} more")
-    print(f"written the decoded output to {path}")
+    print(f"written the decoded output to {f'{mirror.url}/{path.name}' if mirror else path}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

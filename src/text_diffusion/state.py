@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from text_diffusion import checkpoint
-from text_diffusion.checkpoint import opt_path, resumable_steps, state_of, weights_path
+from text_diffusion.checkpoint import state_of
+from text_diffusion.distributed import Ranks
 from text_diffusion.ema import EMA
-from text_diffusion.errors import UserError
 from text_diffusion.objectives import Network
+from text_diffusion.parallel import BatchLoss, is_sharded, sharded_like
+from text_diffusion.snapshot import Snapshot, frozen, read_shards
 from text_diffusion.timesteps import LossByTimestep, TimestepSampler
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, for each parameter; besides, how many steps it has seen
 
 
 @dataclass
@@ -22,6 +25,7 @@ class TrainState:
     """Everything that changes during training. Random numbers depend on (seed, step) and need no state."""
 
     model: Network
+    loss: BatchLoss
     emas: list[EMA[Network]]
     optimizer: torch.optim.Optimizer
     timestep_sampler: TimestepSampler
@@ -29,97 +33,73 @@ class TrainState:
     step: int = 0
     seconds: float = 0.0  # of training, over all the times it was resumed
 
-    def save(self, folder: Path, run: str, about: dict[str, Any], extra: dict[str, Any]) -> list[Path]:
-        """Write the checkpoint of this step and return its weights files, the raw one first.
+    def snapshot(self, ranks: Ranks, run: str, about: dict[str, Any], extra: dict[str, Any]) -> Snapshot:
+        """The checkpoint of this step; every rank takes one at once.
 
         Args:
-            folder: the run's.
-            run: the run's identifier; weights files that another run left are not overwritten.
+            ranks: rank 0's holds what is not sharded.
+            run: the run's identifier.
             about: goes into the weights files: settings, tokenizer.
             extra: goes into the opt file besides the state.
         """
-        paths: list[Path] = []
-        try:
-            return self._write(paths, folder, run, about, extra)
-        except UserError:
-            for path in paths:  # without its opt file a set is nobody's
-                path.unlink()
-            raise
-
-    def _write(
-        self, paths: list[Path], folder: Path, run: str, about: dict[str, Any], extra: dict[str, Any]
-    ) -> list[Path]:
+        sharded = is_sharded(self.model)
+        if not (ranks.first or sharded):
+            return Snapshot(run, self.step, [], {}, {})
         about = about | {"loss_by_timestep": self.loss_by_timestep.means()}
+        weights = []
         for rate, model in [(None, self.model), *((ema.rate, ema.model) for ema in self.emas)]:
-            path = _not_foreign(weights_path(folder, self.step, rate), run)
-            contents = {"run": run, "step": self.step, "ema_rate": rate, "state": state_of(model)}
-            checkpoint.write(path, contents | about)
-            paths.append(path)
-        contents = {
+            state = state_of(model)  # put together from its shards by all ranks, if need be
+            contents = {"run": run, "step": self.step, "ema_rate": rate, "state": state}
+            weights += [(rate, contents | about)] if ranks.first else []
+        opt = {
             "run": run,
             "step": self.step,
             "seconds": self.seconds,
-            "weights": paths[0].name,
-            "optimizer": self.optimizer.state_dict(),
-            "emas": [{"rate": e.rate, "updates": e.updates, "state": state_of(e.model)} for e in self.emas],
+            "optimizer": {} if sharded else self.optimizer.state_dict(),
+            "emas": [
+                {"rate": ema.rate, "updates": ema.updates, "state": {} if sharded else contents["state"]}
+                for ema, (_, contents) in zip(self.emas, weights[1:], strict=False)
+            ],
             "timestep_sampler": self.timestep_sampler.state_dict(),
             "loss_by_timestep": self.loss_by_timestep.state_dict(),
         }
-        checkpoint.write(opt_path(folder, self.step), contents | extra)
-        return paths
+        shards = {name: tensor.detach().clone() for name, tensor in self._shards().items()} if sharded else {}
+        return Snapshot(run, self.step, weights, frozen(opt | extra) if ranks.first else {}, shards)
 
     def restore(self, folder: Path, opt: dict[str, Any]) -> None:
-        """Take back what `save` wrote; `opt` is the contents of the opt file.
+        """Take back what a snapshot kept, but for the weights, which `new_state` begins with.
 
         Raises:
-            UserError: the weights file is missing, truncated, of another run, or does not fit.
+            UserError: shards are missing or damaged.
         """
-        source = folder / opt["weights"]
-        weights = checkpoint.read(source)
-        if weights.get("run") != opt["run"]:
-            raise UserError(f"{source}: expected the weights of the run in this folder, found another run's")
-        checkpoint.load_state(self.model, weights["state"], source)
-        self.optimizer.load_state_dict(opt["optimizer"])
+        if opt.get("shards"):
+            self._make_moments()
+            read_shards(folder / opt["shards"], self._shards())
+        else:
+            optimizer = opt["optimizer"]
+            parameters = self.optimizer.param_groups[0]["params"]
+            for i, state in optimizer["state"].items():
+                state |= {name: sharded_like(parameters[i], state[name]) for name in MOMENTS}
+            self.optimizer.load_state_dict(optimizer)
         for ema, saved in zip(self.emas, opt["emas"], strict=True):
-            checkpoint.load_state(ema.model, saved["state"], opt_path(folder, opt["step"]))
             ema.updates = saved["updates"]
         self.timestep_sampler.load_state_dict(opt["timestep_sampler"])
         self.loss_by_timestep.load_state_dict(opt["loss_by_timestep"])
         self.step, self.seconds = opt["step"], opt["seconds"]
 
+    def _shards(self) -> dict[str, Tensor]:
+        """What is sharded, by the same names whatever the number of ranks: moments and averages."""
+        found = {}
+        for i, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
+            for name, value in self.optimizer.state[parameter].items():
+                found[f"optimizer.{i}.{name}"] = value
+        for ema in self.emas:
+            found |= {f"ema_{ema.rate}.{i}": parameter for i, parameter in enumerate(ema.model.parameters())}
+        return found
 
-def find_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The contents of the newest opt file that is whole, with a line about each that is not; None without any.
-
-    Raises:
-        UserError: there are opt files and not one is whole.
-    """
-    problems = []
-    for step in resumable_steps(folder):
-        path = opt_path(folder, step)
-        try:
-            opt = checkpoint.read(path)
-            if "optimizer" not in opt:
-                raise UserError(f"{path}: expected an opt file, found something else")
-            checkpoint.read(folder / opt["weights"])
-            return opt
-        except UserError as error:
-            problems.append(str(error))
-            print(f"warning: passed over: {error}", file=sys.stderr)
-    if problems:
-        raise UserError(f"{folder}: expected a whole checkpoint to go on from, found none: {problems[0]}")
-    return None
-
-
-def _not_foreign(path: Path, run: str) -> Path:
-    """`path`, or a name beside it when another run's weights (the shipped ones, say) are there."""
-    if not path.is_file():
-        return path
-    try:
-        if checkpoint.read(path).get("run") == run:
-            return path
-    except UserError:
-        pass
-    other = _not_foreign(path.with_name(f"{path.stem}.new.pt"), run)
-    print(f"{path.name} belongs to another run and stays; written to {other.name} instead", file=sys.stderr)
-    return other
+    def _make_moments(self) -> None:
+        """An optimizer that has made no step has none."""
+        for parameter in self.optimizer.param_groups[0]["params"]:
+            state = self.optimizer.state[parameter]
+            state["step"] = torch.zeros((), device=parameter.device)
+            state |= {name: torch.zeros_like(parameter) for name in MOMENTS}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from text_diffusion.config import TrainConfig
 from text_diffusion.losses import Noise
+from text_diffusion.parallel import summing, whole
 from text_diffusion.randomness import Stream, draw, mix, uniform
 
 if TYPE_CHECKING:
@@ -17,43 +18,49 @@ if TYPE_CHECKING:
     from text_diffusion.state import TrainState
 
 
-def train_step(run: Run, state: TrainState, network: Any) -> tuple[dict[str, Tensor], Tensor]:
-    """One step on the global batch, micro-batch by micro-batch: gradient, clipping, AdamW, EMA.
+def train_step(run: Run, state: TrainState, loss: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
+    """One step on the global batch, each rank on its share, micro-batch by micro-batch: gradient, clipping, AdamW, EMA.
 
     Returns:
-        The terms of the loss by name, each (B,) on the device, with `t` among them; the gradient norm before clipping.
+        The terms of the loss by name, each (B,) on the device, with `t` among them, those of all ranks on every rank;
+        the gradient norm before clipping.
     """
-    config, seed, step = run.config, run.config.seed, state.step
+    config, seed, step, ranks = run.config, run.config.seed, state.step, run.ranks
     B, shape = config.batch_size, (run.data_config.sequence_len, run.model_config.in_channel)
     if run.model_config.dropout:
-        torch.manual_seed(mix(seed, Stream.DROPOUT, step))
+        torch.manual_seed(mix(seed, Stream.DROPOUT, step, ranks.rank))
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
 
-    input_ids = run.batches.batch(step)  # (B, L)
-    t, weights = state.timestep_sampler.sample(draw(uniform, (seed, Stream.TRAIN, step, 1), 0, B, (), run.device))
+    mine = ranks.share(B)
+    input_ids = run.batches.batch(step, mine)  # (b, L)
+    u = draw(uniform, (seed, Stream.TRAIN, step, 1), mine.start, mine.stop, (), run.device)
+    t, weights = state.timestep_sampler.sample(u)
     parts: list[dict[str, Tensor]] = []
     micro = config.microbatch or B
-    for start in range(0, B, micro):
-        part = slice(start, min(start + micro, B))
-        noise = Noise.draw((seed, Stream.TRAIN, step, 0), part.start, part.stop, shape, run.device)
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            terms = run.objective.loss(network, run.diffusion, input_ids[part], t[part], noise)
-        loss = terms.total(weights[part])
-        torch.autograd.backward(loss.sum() / B)  # by its share of B: cutting the batch changes nothing
-        parts.append({"loss": loss.detach(), **{name: term.detach() for name, term in vars(terms).items()}})
+    for start in range(mine.start, mine.stop, micro):
+        stop = min(start + micro, mine.stop)
+        part = slice(start - mine.start, stop - mine.start)
+        noise = Noise.draw((seed, Stream.TRAIN, step, 0), start, stop, shape, run.device)
+        with summing(loss, last=stop == mine.stop):
+            with torch.autocast(run.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                terms = loss(input_ids[part], t[part], noise)
+            total = terms.total(weights[part])
+            # By its share of B, as the ranks' gradients are averaged: cutting the batch changes nothing.
+            torch.autograd.backward(total.sum() * (ranks.size / B))
+        parts.append({"loss": total.detach(), **{name: term.detach() for name, term in vars(terms).items()}})
 
-    grad_norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.gradient_clipping or math.inf)
+    grad_norm = whole(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.gradient_clipping or math.inf))
     state.optimizer.step()
     state.optimizer.zero_grad()
     for ema in state.emas:
         ema.update()
     state.step += 1
-    values = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+    values = ranks.join({name: torch.cat([p[name] for p in parts]) for name in parts[0]} | {"t": t})
     if run.objective.by_t:
-        state.timestep_sampler.update(t, values[run.objective.by_t])
-        state.loss_by_timestep.update(t, values[run.objective.by_t])
-    return values | {"t": t}, grad_norm
+        state.timestep_sampler.update(values["t"], values[run.objective.by_t])
+        state.loss_by_timestep.update(values["t"], values[run.objective.by_t])
+    return values, grad_norm
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

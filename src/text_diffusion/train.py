@@ -10,21 +10,24 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from text_diffusion import config as settings
 from text_diffusion import errors
 from text_diffusion.checkpoint import Weights
-from text_diffusion.distributed import check_single_process
+from text_diffusion.distributed import joined
 from text_diffusion.errors import Interrupted, UserError
 from text_diffusion.files import write_atomically
 from text_diffusion.generation import TextDiffusion, writer_of
 from text_diffusion.memory import is_out_of_memory, keep_freed_memory
 from text_diffusion.meter import Meter
+from text_diffusion.parallel import parallelised, whole_copy
 from text_diffusion.run import GROUPS, Run, prepare
+from text_diffusion.saver import Saver
 from text_diffusion.state import TrainState
 from text_diffusion.step import train_step
 from text_diffusion.tracking import Tracker, clock
@@ -40,65 +43,80 @@ def train(run: Run, state: TrainState) -> None:
         Interrupted: Ctrl-C or SIGTERM; the step under way was finished and saved.
         UserError: the loss is not finite, or a checkpoint cannot be written.
     """
-    config = run.config
-    network: Any = torch.compile(state.model, dynamic=False) if config.compile else state.model
-    tracker = Tracker(run.folder, config.track, run.settings, run.id, state.step, config.steps)
+    config, ranks = run.config, run.ranks
+    if config.compile:
+        state.loss.network = torch.compile(state.model, dynamic=False)
+    loss = parallelised(state.loss, config.parallel, ranks)
+    tracker = Tracker(run.folder, config.track, run.settings, run.id, state.step, config.steps) if ranks.first else None
     meter = Meter(run)
     if run.resumed_meter:
         meter.load_state_dict(run.resumed_meter)
-    saved_at = None
+    saver = Saver(run.folder, ranks, config.keep_last, config.save_async, run.mirror)
     try:
         with signals() as received:
             while state.step < config.steps:
-                meter.add(*step_in_memory(run, state, network))
-                tracker.advance()
+                meter.add(*step_in_memory(run, state, loss))
                 ending = state.step == config.steps
-                if ending or state.step % config.log_interval == 0:
+                logging = ending or state.step % config.log_interval == 0
+                validating = config.eval_interval and (ending or state.step % config.eval_interval == 0)
+                stopping = ranks.any(bool(received)) and not ending
+                saving = ending or stopping or state.step % config.save_interval == 0
+                if logging or validating or saving:
+                    ranks.together(partial(meter.check, state))
+                if tracker:
+                    tracker.advance()
+                if logging:
                     row = meter.row(state)
-                    tracker.log(row)
-                    tracker.status(row, config.steps)
-                if config.eval_interval and (ending or state.step % config.eval_interval == 0):
-                    meter.check(state)
+                    if tracker:
+                        tracker.log(row)
+                        tracker.status(row, config.steps)
+                if validating:
                     evaluate(run, state, tracker)
-                stopping = bool(received) and not ending
-                if ending or stopping or state.step % config.save_interval == 0:
-                    meter.check(state)
-                    saved_at = run.save(state, meter.state_dict())
+                saver.check()
+                if saving:
+                    saver.save(run.snapshot(state, meter.state_dict()))
                 if stopping:
+                    saver.finish()
                     raise Interrupted(
                         f"stopped at step {state.step} of {config.steps} and saved in {run.folder}; "
                         "run the same command again to go on",
-                        received[0],
+                        max(ranks.gather(received[0] if received else 0)),
                     )
                 meter.restart_clock()
+        written = saver.finish()
     finally:
-        tracker.close()
-    assert saved_at is not None, "the last step saves"
+        saver.close()
+        if tracker:
+            tracker.close()
     print(f"{config.steps} steps, {clock(state.seconds)} of training", file=sys.stderr)
-    print(f"written the weights to {saved_at}")
+    if ranks.first:
+        print(f"written the weights to {run.shown(written[1])}")
 
 
-def step_in_memory(run: Run, state: TrainState, network: Any) -> tuple[dict[str, Tensor], Tensor]:
+def step_in_memory(run: Run, state: TrainState, loss: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
     """`train_step`; raises UserError, with what to do, when memory runs out."""
     try:
-        return train_step(run, state, network)
+        return train_step(run, state, loss)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        size = run.config.microbatch or run.config.batch_size
+        size = run.config.microbatch or run.config.batch_size // run.ranks.size
         raise UserError(
             f"expected memory for {size} sentences at once, found too little at step {state.step}; --microbatch "
             f"{max(size // 4 * 2, 2)} needs less and gives the same gradient; the same command goes on with it"
         ) from None
 
 
-def evaluate(run: Run, state: TrainState, tracker: Tracker) -> None:
-    """Validate the first EMA on held-out text, and let it write a few sentences."""
-    model = state.emas[0].model
+def evaluate(run: Run, state: TrainState, tracker: Tracker | None) -> None:
+    """Validate the first EMA on held-out text, all ranks together, and let it write a few sentences."""
+    model = whole_copy(state.emas[0].model, run.network)
     if run.held_out is not None:
-        row = validate(model, run.diffusion, run.held_out)
-        tracker.log({"step": state.step, **row})
-        tracker.say(f"step {state.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
+        row = validate(model, run.diffusion, run.held_out, run.ranks)
+        if tracker:
+            tracker.log({"step": state.step, **row, "world_size": run.ranks.size})
+            tracker.say(f"step {state.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
+    if tracker is None:
+        return
     writer = writer_of(Weights(model, run.diffusion, run.tokenizer, run.data_config.sequence_len, {}))
     settings: dict[str, Any] = (
         {"steps": min(20, run.diffusion.num_timesteps)} if isinstance(writer, TextDiffusion) else {}
@@ -143,20 +161,34 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
 
 def command(argv: Sequence[str] | None) -> None:
     """Parse, build, save the settings, train."""
-    given = parse(argv)
-    check_single_process()
-    keep_freed_memory()
-    run, state = prepare(given)
-    text = json.dumps(run.settings, indent=2) + "\n"
-    write_atomically(run.folder / "training_args.json", lambda file: file.write(text.encode()))
+    with joined() as ranks:
+        given = ranks.together(partial(parse, argv))
+        keep_freed_memory()
+        run, state = ranks.together(partial(prepare, given, ranks))
+        try:
+            begin(run, state)
+        finally:
+            if run.lock:
+                run.lock.release()
+
+
+def begin(run: Run, state: TrainState) -> None:
+    """Save the settings, and train if there is something left to do."""
+    if run.ranks.first:
+        text = json.dumps(run.settings, indent=2) + "\n"
+        write_atomically(run.folder / "training_args.json", lambda file: file.write(text.encode()))
     parameters = sum(p.numel() for p in state.model.parameters())
+    where = f"{run.ranks.size} x {run.device.type} ({run.config.parallel})" if run.ranks.size > 1 else run.device
     print(
-        f"{parameters:,} parameters on {run.device}; settings in {run.folder / 'training_args.json'}", file=sys.stderr
+        f"{parameters:,} parameters on {where}; settings in {run.shown(run.folder / 'training_args.json')}",
+        file=sys.stderr,
     )
     if state.step == run.config.steps:
         print(f"the run in {run.folder} is complete at step {state.step}; a larger STEPS extends it", file=sys.stderr)
         return
     train(run, state)
+    if run.mirror:
+        run.mirror.push()  # the rows that came after the last checkpoint, or what its upload lacked
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from text_diffusion.distributed import ALONE, Ranks
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.losses import Noise
 from text_diffusion.modeling import TransformerNetModel
@@ -17,18 +18,20 @@ AT_ONCE = 128
 
 
 @torch.no_grad()
-def validate(model: Network, diffusion: GaussianDiffusion, held_out: Tensor) -> dict[str, float]:
+def validate(model: Network, diffusion: GaussianDiffusion, held_out: Tensor, ranks: Ranks = ALONE) -> dict[str, float]:
     """Means of the loss terms over held-out sentences (N, L), the accuracy of rounding x_0, the norm of embeddings.
 
-    Every run and every step is asked the same: t covers 0..T-1 evenly, the noise is always the same.
+    Every run and every step is asked the same: t covers 0..T-1 evenly, the noise is always the same, and each rank
+    asks its share.
     """
     ids = held_out[:SENTENCES]
     t = evenly_spread(len(ids), diffusion.num_timesteps).to(ids.device)
     shape = (ids.shape[1], model.config.in_channel)
     sums: dict[str, float] = {}
     loss = OBJECTIVES[model.config.objective].loss
-    for start in range(0, len(ids), AT_ONCE):
-        part = slice(start, min(start + AT_ONCE, len(ids)))
+    mine = ranks.share(len(ids))
+    for start in range(mine.start, mine.stop, AT_ONCE):
+        part = slice(start, min(start + AT_ONCE, mine.stop))
         noise = Noise.draw((0, Stream.VALIDATION), part.start, part.stop, shape, ids.device)
         terms = loss(model, diffusion, ids[part], t[part], noise)
         values = {"loss": terms.total(), **vars(terms)}
@@ -38,5 +41,5 @@ def validate(model: Network, diffusion: GaussianDiffusion, held_out: Tensor) -> 
             values["rounding_accuracy"] = right.float().mean(dim=1)
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + float(value.sum())
-    row = {f"val_{name}": total / len(ids) for name, total in sums.items()}
+    row = {f"val_{name}": total / len(ids) for name, total in ranks.total(sums).items()}
     return row | {"embedding_norm": float(model.word_embedding.weight.norm(dim=1).mean())}

@@ -1,0 +1,119 @@
+"""A network on several ranks by torch's engines: DDP (a whole copy each) or FSDP2 (a shard of every parameter each).
+
+Both sum gradients while the backward pass still runs, and both must see every use of a parameter within the forward of
+one module: hence the loss of a batch is a module here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from text_diffusion.distributed import Ranks
+from text_diffusion.gaussian_diffusion import GaussianDiffusion
+from text_diffusion.losses import Noise
+from text_diffusion.objectives import Objective, Terms
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class BatchLoss(nn.Module):
+    """The terms of the loss of sentences w (b, L) at timesteps t (b,).
+
+    Args:
+        network: compiled or not.
+        objective: whose loss it is.
+        diffusion: the process.
+    """
+
+    def __init__(self, network: Any, objective: Objective, diffusion: GaussianDiffusion) -> None:
+        super().__init__()
+        self.network, self.loss, self.diffusion = network, objective.loss, diffusion
+
+    def forward(self, input_ids: Tensor, t: Tensor, noise: Noise) -> Terms:
+        """Each term (b,)."""
+        return self.loss(self.network, self.diffusion, input_ids, t, noise)
+
+
+def parallelised(loss: BatchLoss, parallel: str, ranks: Ranks) -> nn.Module:
+    """The loss whose backward pass leaves the mean of the ranks' gradients in each parameter."""
+    if ranks.size == 1 or parallel == "fsdp":  # sharded when it was made
+        return loss
+    # The parameters are the same already: `synchronise` has seen to that.
+    return DistributedDataParallel(loss, init_sync=False, gradient_as_bucket_view=True)
+
+
+def shard(module: nn.Module, device: torch.device, ranks: Ranks) -> None:
+    """Leave a shard of every parameter on this rank (FSDP2): each layer is put together when it is needed."""
+    mesh = init_device_mesh(device.type, (ranks.size,))
+    for layers in [child for child in module.modules() if isinstance(child, nn.ModuleList)]:
+        for layer in layers:
+            fully_shard(layer, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+@contextmanager
+def summing(loss: nn.Module, last: bool) -> Iterator[None]:
+    """Gradients of micro-batches stay on their rank until the last one."""
+    if isinstance(loss, FSDPModule):
+        loss.set_requires_gradient_sync(last)
+    with loss.no_sync() if isinstance(loss, DistributedDataParallel) and not last else nullcontext():
+        yield
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that may be sharded, put together; then all ranks must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that may be sharded, in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def synchronise(modules: list[nn.Module], ranks: Ranks) -> None:
+    """Give every rank rank 0's parameters, and look whether they have arrived.
+
+    Raises:
+        UserError: they have not.
+    """
+    if ranks.size == 1:
+        return
+    digest = hashlib.sha256()
+    for parameter in (parameter for module in modules for parameter in module.parameters()):
+        dist.broadcast(parameter.data, src=0)
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    ranks.agree("parameters", {"their checksum": digest.hexdigest()})
+
+
+def whole_copy(model: M, make: Callable[[], M]) -> M:
+    """The model, or, if it is sharded, a whole copy of it in a new one; then all ranks must ask for it."""
+    if not is_sharded(model):
+        return model
+    fresh = make()
+    with torch.no_grad():
+        for target, source in zip(fresh.parameters(), model.parameters(), strict=True):
+            target.copy_(whole(source))
+    return fresh.eval().requires_grad_(False)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 has left this rank a shard of every parameter."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def sharded_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A whole tensor, on this rank's device, or sharded as the parameter is."""
+    if not isinstance(parameter, DTensor):
+        return value
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

@@ -1,0 +1,84 @@
+"""Checkpoints are written while training goes on: it waits for the copy in memory only, not for the disk."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch.distributed as dist
+
+from text_diffusion.distributed import Ranks
+from text_diffusion.remote import Mirror, StoreError
+from text_diffusion.snapshot import Snapshot, prune, remove_shards, shards_path, write_shards
+
+
+class Saver:
+    """Writes one checkpoint after the other; every rank has one, as each writes its shards.
+
+    Args:
+        folder: the run's.
+        ranks: rank 0 writes what is not sharded.
+        keep_last: how many checkpoints stay; 0: all.
+        background: whether `save` returns before all is written.
+        mirror: uploads what was written; if it cannot, training goes on.
+    """
+
+    def __init__(
+        self, folder: Path, ranks: Ranks, keep_last: int, background: bool, mirror: Mirror | None = None
+    ) -> None:
+        self.folder, self.ranks, self.keep_last, self.background = folder, ranks, keep_last, background
+        self.mirror = mirror
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self.writing: Future[list[Path]] | None = None
+        # Of its own, as what ranks exchange on two threads must not get mixed up.
+        self.group = dist.new_group(backend="gloo") if ranks.size > 1 else None
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Write it, after the one before: of two copies in memory there is no need.
+
+        Raises:
+            UserError: it, or the one before, cannot be written.
+        """
+        self.finish()
+        self.writing = self.thread.submit(self._write, snapshot)
+        if not self.background:
+            self.finish()
+
+    def check(self) -> None:
+        """Raise what went wrong by now; waits for nothing."""
+        if self.writing is not None and self.writing.done():
+            self.writing.result()
+
+    def finish(self) -> list[Path]:
+        """Wait for the checkpoint under way; its weights files, the raw one first (on rank 0).
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        return self.writing.result() if self.writing is not None else []
+
+    def close(self) -> None:
+        """Wait for the checkpoint under way, whatever becomes of it."""
+        self.thread.shutdown()
+
+    def _write(self, snapshot: Snapshot) -> list[Path]:
+        if snapshot.shards:
+            if self.ranks.first:
+                remove_shards(self.folder, snapshot.step)  # of a run that was killed while it wrote them
+            dist.barrier(self.group)
+            write_shards(shards_path(self.folder, snapshot.step), snapshot.shards, self.group)
+        if not self.ranks.first:
+            return []
+        paths = snapshot.write(self.folder)
+        prune(self.folder, snapshot.run, self.keep_last)
+        if self.mirror:
+            try:
+                self.mirror.push()
+            except StoreError as error:
+                print(
+                    f"warning: step {snapshot.step} is not saved in {self.mirror.url}, only here in {self.folder}; "
+                    f"training goes on, and the next checkpoint tries again: {error}",
+                    file=sys.stderr,
+                )
+        return paths

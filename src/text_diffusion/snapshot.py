@@ -1,0 +1,193 @@
+"""A checkpoint: first in memory, where training can no longer change it, then in files, as whole as on one process.
+
+Under FSDP optimizer and averages are too large for one rank: each writes its shards into a folder beside the opt file
+(torch.distributed.checkpoint, as safetensors), from which any number of ranks reads them, sharded or not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from text_diffusion import checkpoint
+from text_diffusion.checkpoint import opt_path, resumable_steps, weights_path
+from text_diffusion.errors import UserError
+
+SHARDS = ".shards"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint consists of, on one rank.
+
+    Args:
+        run: the run's identifier; weights files that another run left are not overwritten.
+        step: after which it was taken.
+        weights: of each weights file its EMA rate (None: the raw weights) and contents; on rank 0.
+        opt: contents of the opt file; on rank 0.
+        shards: this rank's part of what is sharded, by name; empty if nothing is.
+    """
+
+    run: str
+    step: int
+    weights: list[tuple[float | None, dict[str, Any]]]
+    opt: dict[str, Any]
+    shards: dict[str, Tensor]
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write the files, on rank 0, and return the weights files, the raw one first.
+
+        The opt file comes last: it says that the set is whole, and names the others.
+
+        Raises:
+            UserError: a file cannot be written; then none is left behind.
+        """
+        paths: list[Path] = []
+        try:
+            for rate, contents in self.weights:
+                path = _not_foreign(weights_path(folder, self.step, rate), self.run)
+                checkpoint.write(path, contents)
+                paths.append(path)
+            names = [path.name for path in paths]
+            shards = shards_path(folder, self.step).name if self.shards else ""
+            more = {"weights": names[0], "files": names, "shards": shards}
+            checkpoint.write(opt_path(folder, self.step), self.opt | more)
+        except UserError:
+            for path in paths:  # without its opt file a set is nobody's
+                path.unlink()
+            raise
+        return paths
+
+
+def frozen(value: Any) -> Any:
+    """A copy of plain values and tensors, on the CPU, that nothing changes any more."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: frozen(item) for key, item in value.items()}
+    return [frozen(item) for item in value] if isinstance(value, list) else value
+
+
+def find_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The contents of the newest opt file that is whole, with a line about each that is not; None without any.
+
+    Raises:
+        UserError: there are opt files and not one is whole.
+    """
+    problems = []
+    for step in resumable_steps(folder):
+        path = opt_path(folder, step)
+        try:
+            opt = checkpoint.read(path)
+            if "optimizer" not in opt:
+                raise UserError(f"{path}: expected an opt file, found something else")
+            checkpoint.read(folder / opt["weights"])
+            if opt.get("shards"):
+                read_shards(folder / opt["shards"], {})
+            return opt
+        except UserError as error:
+            problems.append(str(error))
+            print(f"warning: passed over: {error}", file=sys.stderr)
+    if problems:
+        raise UserError(f"{folder}: expected a whole checkpoint to go on from, found none: {problems[0]}")
+    return None
+
+
+def prune(folder: Path, run: str, keep_last: int) -> None:
+    """Remove this run's checkpoints but for the newest ones; 0 keeps all. Files of other runs stay."""
+    for step in resumable_steps(folder)[keep_last:] if keep_last else []:
+        try:
+            opt = checkpoint.read(opt_path(folder, step))
+        except UserError:
+            continue
+        if opt.get("run") != run or "files" not in opt:
+            continue
+        opt_path(folder, step).unlink()  # first: a set that is only half there is none
+        for name in opt["files"]:
+            (folder / name).unlink(missing_ok=True)
+        remove_shards(folder, step)
+
+
+def check_safetensors() -> None:
+    """Find out before the work whether shards can be written.
+
+    Raises:
+        UserError: the library is not there.
+    """
+    if importlib.util.find_spec("safetensors") is None:
+        raise UserError("--parallel fsdp needs a library that is not there: pip install safetensors")
+
+
+def shards_path(folder: Path, step: int) -> Path:
+    """The folder of a step's shards."""
+    return opt_path(folder, step).with_suffix(SHARDS)
+
+
+def remove_shards(folder: Path, step: int) -> None:
+    """Remove a step's shards, if there are any."""
+    shutil.rmtree(shards_path(folder, step), ignore_errors=True)
+
+
+def remove_stray_shards(folder: Path) -> None:
+    """Remove shards whose opt file was never written, as the run was killed before."""
+    for path in folder.glob(f"opt*{SHARDS}"):
+        if not path.with_suffix(".pt").is_file():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def write_shards(path: Path, shards: dict[str, Tensor], group: Any) -> None:
+    """Write every rank's part; each of them calls this.
+
+    Raises:
+        UserError: a part cannot be written.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    try:
+        save(shards, storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True), process_group=group)
+    except (OSError, RuntimeError, CheckpointException) as error:
+        raise UserError(f"{path}: cannot be written: {str(error).splitlines()[0]}") from error
+
+
+def read_shards(path: Path, wanted: dict[str, Tensor]) -> None:
+    """Fill tensors, sharded or not, from what any number of ranks has written; without any, only look at the files.
+
+    Raises:
+        UserError: a part is missing or truncated.
+    """
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    try:
+        reader = HuggingFaceStorageReader(str(path))
+        if wanted:
+            load(wanted, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
+        else:
+            reader.read_metadata()
+    except Exception as error:  # safetensors and torch raise errors of every kind on damaged files
+        raise UserError(
+            f"{path}: expected whole shards of a checkpoint, found a part missing or truncated "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        ) from None
+
+
+def _not_foreign(path: Path, run: str) -> Path:
+    """`path`, or a name beside it when another run's weights (the shipped ones, say) are there."""
+    if not path.is_file():
+        return path
+    with contextlib.suppress(UserError):
+        if checkpoint.read(path).get("run") == run:
+            return path
+    other = _not_foreign(path.with_name(f"{path.stem}.new.pt"), run)
+    print(f"{path.name} belongs to another run and stays; written to {other.name} instead", file=sys.stderr)
+    return other

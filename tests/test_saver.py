@@ -1,0 +1,118 @@
+"""Checkpoints in the background: training goes on, nothing changes them, errors are said; kills lose nothing."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy import SRC, contents, environment, files, one_sentence, same, train_flags, weights_of
+
+from text_diffusion import checkpoint, train
+from text_diffusion import snapshot as snapshots
+from text_diffusion import step as step_module
+from text_diffusion.checkpoint import resumable_steps
+from text_diffusion.errors import UserError
+from text_diffusion.snapshot import prune, remove_stray_shards
+
+OPTIONS: dict[str, Any] = {"steps": 6, "save_interval": 3, "log_interval": 1}
+
+
+def test_training_does_not_wait(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first checkpoint is held up until the last step begins; it is still that of step 3."""
+    assert train.main(train_flags(corpus, tmp_path / "plain", **OPTIONS, save_async=False)) == 0
+    release = threading.Event()
+    write, original = checkpoint.write, step_module.train_step
+
+    def slow(path: Path, what: dict[str, Any]) -> None:
+        assert release.wait(60)
+        write(path, what)
+
+    def train_step(run: Any, state: Any, loss: Any) -> Any:
+        result = original(run, state, loss)
+        if state.step == 6:
+            assert not list((tmp_path / "run").glob("*.pt")), "it was not waited for"
+            release.set()
+        return result
+
+    monkeypatch.setattr(checkpoint, "write", slow)
+    monkeypatch.setattr(train, "train_step", train_step)
+    assert train.main(train_flags(corpus, tmp_path / "run", **OPTIONS)) == 0
+    assert same(weights_of(tmp_path / "run"), weights_of(tmp_path / "plain"))
+    opt, expected = (contents(tmp_path / name / "opt000003.pt") for name in ("run", "plain"))
+    for name in ("optimizer", "emas", "step", "timestep_sampler", "loss_by_timestep"):
+        assert same(opt[name], expected[name])
+
+
+def test_error_in_the_background_ends_the_run(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the next step or save, in a sentence; the checkpoints before are whole."""
+    write = checkpoint.write
+
+    def full(path: Path, what: dict[str, Any]) -> None:
+        if what["step"] > 3:
+            raise UserError(f"{path}: cannot be written: No space left on device")
+        write(path, what)
+
+    monkeypatch.setattr(checkpoint, "write", full)
+    assert train.main(train_flags(corpus, tmp_path, **OPTIONS | {"steps": 9})) == 1
+    assert "model000006.pt: cannot be written: No space left" in one_sentence(capsys.readouterr().err)
+    assert resumable_steps(tmp_path) == [3]
+    assert not list(tmp_path.glob(".*")), "no lock, no half files"
+
+
+def test_keep_last(corpus: Path, trained: Path, tmp_path: Path) -> None:
+    """The newest stay; of another run, or without an opt file, everything stays."""
+    foreign = {name: raw for name, raw in files(trained).items() if name in ("model000003.pt", "model000006.pt")}
+    for name, raw in foreign.items():
+        (tmp_path / name.replace("6", "1")).write_bytes(raw)
+    assert train.main(train_flags(corpus, tmp_path, steps=5, save_interval=1, keep_last=2)) == 0
+    assert resumable_steps(tmp_path) == [5, 4]
+    assert {path.name for path in tmp_path.glob("model*")} == {
+        "model000001.pt", "model000003.pt", "model000004.pt", "model000005.pt",
+    }  # fmt: skip
+    assert (tmp_path / "model000003.pt").read_bytes() == foreign["model000003.pt"]
+    prune(tmp_path, "another run", 1)
+    assert resumable_steps(tmp_path) == [5, 4]
+    prune(tmp_path, contents(tmp_path / "opt000005.pt")["run"], 0)
+    assert resumable_steps(tmp_path) == [5, 4]
+
+
+def test_stray_shards(tmp_path: Path) -> None:
+    """Those of a run that was killed before it wrote the opt file go; others stay."""
+    for name in ("opt000001.shards", "opt000002.shards"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "shard.safetensors").touch()
+    (tmp_path / "opt000001.pt").touch()
+    remove_stray_shards(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["opt000001.pt", "opt000001.shards"]
+
+
+def test_frozen() -> None:
+    tensor = torch.ones(2)
+    copy = snapshots.frozen({"a": [tensor, 1], "b": "x"})
+    tensor.zero_()
+    assert torch.equal(copy["a"][0], torch.ones(2))
+    assert copy["a"][1:] == [1]
+    assert copy["b"] == "x"
+
+
+@pytest.mark.skipif(sys.platform == "win32" or shutil.which("bash") is None, reason="no fork")
+def test_killed_runs_end_as_if_they_had_not_been(tmp_path: Path) -> None:
+    """A few of benchmarks/faults.py, at other moments each time that the tests run."""
+    program = "import sys; sys.path.insert(0, sys.argv[1]); import faults; print(faults.run(3, int(sys.argv[2])))"
+    folder = SRC.parent / "benchmarks"
+    seed = str(time.time_ns() % 2**32)
+    command = [sys.executable, "-c", program, str(folder), seed]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, (seed, result.stdout, result.stderr)
+    figures = ast.literal_eval(result.stdout.splitlines()[-1])
+    assert figures["equal"] == figures["runs"] == 3, (seed, result.stdout)
