@@ -14,9 +14,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from text_diffusion.distributed import Ranks
@@ -55,6 +52,9 @@ def parallelised(loss: BatchLoss, parallel: str, ranks: Ranks) -> nn.Module:
 
 def shard(module: nn.Module, device: torch.device, ranks: Ranks) -> None:
     """Leave a shard of every parameter on this rank (FSDP2): each layer is put together when it is needed."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (ranks.size,))
     for layers in [child for child in module.modules() if isinstance(child, nn.ModuleList)]:
         for layer in layers:
@@ -65,20 +65,22 @@ def shard(module: nn.Module, device: torch.device, ranks: Ranks) -> None:
 @contextmanager
 def summing(loss: nn.Module, last: bool) -> Iterator[None]:
     """Gradients of micro-batches stay on their rank until the last one."""
-    if isinstance(loss, FSDPModule):
-        loss.set_requires_gradient_sync(last)
+    if hasattr(loss, "set_requires_gradient_sync"):  # of FSDP2
+        loss.set_requires_gradient_sync(last)  # type: ignore[operator]
     with loss.no_sync() if isinstance(loss, DistributedDataParallel) and not last else nullcontext():
         yield
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that may be sharded, put together; then all ranks must ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    full: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
+    return full
 
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor that may be sharded, in the same memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    part: Tensor = getattr(tensor, "to_local", lambda: tensor)()
+    return part
 
 
 def synchronise(modules: list[nn.Module], ranks: Ranks) -> None:
@@ -109,11 +111,19 @@ def whole_copy(model: M, make: Callable[[], M]) -> M:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP2 has left this rank a shard of every parameter."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return any(_is_dtensor(parameter) for parameter in model.parameters())
 
 
 def sharded_like(parameter: Tensor, value: Tensor) -> Tensor:
     """A whole tensor, on this rank's device, or sharded as the parameter is."""
-    if not isinstance(parameter, DTensor):
+    if not _is_dtensor(parameter):
         return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(parameter, DTensor)
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    """Whether it is torch's sharded kind, whose module takes a second to import and is needed under FSDP only."""
+    return hasattr(tensor, "full_tensor")
