@@ -97,11 +97,11 @@ def checkpoint(ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 def worker(what: str, folder: Path) -> None:
     """One rank of one measurement; rank 0 prints the figures."""
-    small = {"measured": 50, "batch_size": 256}
+    small = {"measured": 50, "batch_size": 32}
     with joined() as ranks:
         torch.set_num_threads(1)
         if what == "weak":
-            found = run(f"weak{ranks.size}", ranks, folder, **small | {"batch_size": 128 * ranks.size})
+            found = run(f"weak{ranks.size}", ranks, folder, **{"measured": 10, "batch_size": 128 * ranks.size})
         elif what == "checkpoint":
             found = checkpoint(ranks, folder)
         else:

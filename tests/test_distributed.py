@@ -250,6 +250,32 @@ def test_stop_and_kill(zygote: Zygote, corpus: Path, tmp_path: Path) -> None:
     assert same(weights_of(parts, "*100.pt"), weights_of(whole, "*100.pt"))
 
 
+@pytest.mark.slow
+def test_torchrun_starts_again(corpus: Path, tmp_path: Path) -> None:
+    """A rank that is killed under an elastic torchrun costs what was not saved, and no more."""
+    options: dict[str, Any] = {"steps": 300, "save_interval": 20, "log_interval": 100}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
+    command += ["-m", "text_diffusion", "train", *train_flags(corpus, tmp_path / "run", **options)]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "run" / "opt000040.pt").exists():
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.02)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        assert process.wait(300) == 0, (tmp_path / "log").read_text()
+    finally:
+        process.kill()
+        process.wait()
+    assert "going on from step" in (tmp_path / "log").read_text()
+    assert train.main(train_flags(corpus, tmp_path / "one", **options)) == 0
+    for name, weights in weights_of(tmp_path / "one", "*300.pt").items():
+        for key, tensor in weights.items():
+            torch.testing.assert_close(weights_of(tmp_path / "run", name)[name][key], tensor, rtol=1e-3, atol=1e-4)
+
+
 # Mistakes
 
 

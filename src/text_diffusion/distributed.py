@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from text_diffusion import errors
@@ -208,7 +208,9 @@ def _meet(place: Place) -> None:
 def _store(place: Place) -> Store:
     """Where the ranks leave word for each other: rank 0 listens, or torchrun does."""
     if place.launcher == "torchrun":
-        return next(rendezvous("env://", place.rank, place.size, timeout=RENDEZVOUS))[0]  # type: ignore[no-any-return]
+        found: Store = next(rendezvous("env://", place.rank, place.size, timeout=RENDEZVOUS))[0]
+        # Its store outlives its workers: those that it starts again must not read the addresses of the dead.
+        return PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), found)
     port, listens = place.port, place.rank == 0
     if place.mpi and not listens:
         port = place.mpi.bcast(None)
