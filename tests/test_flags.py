@@ -73,6 +73,7 @@ def texts(tmp_path: Path) -> dict[str, Path]:
     }
 
 
+WORDS = {"objective": "cross_entropy", "diffusion_steps": None}  # None: left out
 TRAIN_CASES = {
     "objective": Case("autoregressive", "error"),  # of the others set here; what it does is in test_autoregressive
     "in_channel": Case(4, "weights"),
@@ -84,10 +85,13 @@ TRAIN_CASES = {
     "norm": Case("post", "weights"),
     "dropout": Case(0.2, "weights"),
     "self_condition": Case(False, "weights"),
+    "output_prior": Case(False, "weights", WORDS),
+    "known_words": Case(False, "weights", WORDS),
     "diffusion_steps": Case(10, "weights"),
     "noise_schedule": Case("cosine", "weights"),
     # what is known of each t decides only once each was met ten times
     "schedule_sampler": Case("loss-second-moment", "weights", {"diffusion_steps": 2, "batch_size": 40}),
+    "stratified": Case(True, "weights"),
     "dataset": Case("OTHER", "weights"),
     "train_txt_path": Case("OTHER", "weights"),
     "val_txt_path": Case("HELD_OUT", "validation", {"val_txt_path": "OTHER", "eval_interval": 3}),
@@ -154,7 +158,7 @@ def observe_training(argv: list[str], folder: Path, capsys: pytest.CaptureFixtur
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "wandb", wandb)
-        patch.setitem(objectives.OBJECTIVES, "diffusion_lm", Objective(TransformerNetModel, counted, "mse"))
+        patch.setitem(objectives.OBJECTIVES, "diffusion_lm", Objective(TransformerNetModel, counted, "mse", ()))
         patch.setattr(torch, "compile", compile)
         patch.setattr(EncoderLayer, "forward", layer)
         patch.setattr(Saver, "finish", waiting)
@@ -194,7 +198,7 @@ def test_train_flag_has_an_effect(
             shutil.rmtree(folder)
         named = {key: texts.get(value, value) if isinstance(value, str) else value for key, value in options.items()}
         usual = {"dataset": corpus, "checkpoint_path": folder, "steps": 3, "log_interval": 2}
-        argv = flags(**SIZES | usual | named)
+        argv = flags(**{key: value for key, value in (SIZES | usual | named).items() if value is not None})
         seen.append(observe_training(argv, folder, capsys))
     before, after = seen
     assert not same(before.get(case.changes), after.get(case.changes))
@@ -217,6 +221,7 @@ SAMPLE_CASES = {
     "eta": Case(0.5, "sentences", {"sampler": "ddim"}),
     "churn": Case(4.0, "sentences", {"sampler": "heun", "steps": 6}),
     "halt": Case(1, "sentences"),
+    "temperature": Case(0.5, "error"),  # of weights without probabilities of words; else see test_cross_entropy
     "num_samples": Case(12, "sentences"),
     "out_dir": Case("FOLDER", "folder"),
     "batch_size": Case(3, "calls"),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from text_diffusion.config import ModelConfig
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
-from text_diffusion.losses import Noise, Terms, diffusion_lm_loss, mean_flat, predict_xstart
+from text_diffusion.losses import Noise, Terms, diffusion_lm_loss, first_estimate, mean_flat
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.run import prepare
 from text_diffusion.schedules import named_betas
@@ -310,25 +310,32 @@ def test_every_second_sentence_sees_a_first_estimate(sentences: int) -> None:
     """Even sentences get the network's own estimate, made without autograd; odd ones get zeros."""
     spy = Spy(network(True).config, V, L)
     x_t = torch.randn(sentences, L, D, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    t = TIMES[:sentences]
-    out = predict_xstart(spy, diffusion(), x_t, t)
-    (seen, times, first_self, graded, first), (x, all_times, estimate, _, second) = spy.calls
+    times = 1000 / T * TIMES[:sentences].float()
+    estimate = first_estimate(spy, x_t, times)
+    ((seen, seen_times, first_self, graded, first),) = spy.calls
     assert torch.equal(seen, x_t[::2])
-    assert torch.equal(times, 1000 / T * t[::2].float())
+    assert torch.equal(seen_times, times[::2])
     assert first_self is None
     assert not graded
-    assert torch.equal(x, x_t)
-    assert torch.equal(all_times, 1000 / T * t.float())
     assert estimate is not None
     assert not estimate.requires_grad
     assert torch.equal(estimate[::2], first)
     assert float(first.abs().min()) > 0
     assert not estimate[1::2].any()
-    assert torch.equal(out, second)
-    assert out.requires_grad
+
+
+def test_the_estimate_is_what_the_loss_shows_the_network() -> None:
+    spy = Spy(network(True).config, V, L)
+    diffusion_lm_loss(spy, diffusion(), *batch())
+    (*_, first), (_, times, estimate, graded, _) = spy.calls
+    assert graded
+    assert torch.equal(times, 1000 / T * TIMES.float())
+    assert estimate is not None
+    assert torch.equal(estimate[::2], first)
 
 
 def test_without_self_conditioning_there_is_one_call() -> None:
     spy = Spy(network(False).config, V, L)
-    predict_xstart(spy, diffusion(), torch.zeros(B, L, D), TIMES)
+    diffusion_lm_loss(spy, diffusion(), *batch())
     assert len(spy.calls) == 1
+    assert first_estimate(spy, torch.zeros(B, L, D), TIMES.float()) is None

@@ -54,6 +54,11 @@ class CausalTransformer(nn.Module):
         self.final_norm = nn.LayerNorm(H, eps=LAYER_NORM_EPS) if config.norm == "pre" else nn.Identity()
         self.output_down_proj = nn.Sequential(nn.Linear(H, H), nn.Tanh(), nn.Linear(H, D))
 
+    @property
+    def embeddings(self) -> Tensor:
+        """E, (V, D)."""
+        return self.word_embedding.weight
+
     def forward(self, input_ids: Tensor) -> Tensor:
         """Scores of the word after each position: w_0 .. w_{n-1} (B, n) -> (B, n, V)."""
         h = self.input_up_proj(self.word_embedding(input_ids)) + self.position_embeddings.weight[: input_ids.shape[1]]

@@ -137,7 +137,7 @@ def _assemble(contents: dict[str, Any], tokenizer: Tokenizer, device: torch.devi
     rows, positions = state["word_embedding.weight"].shape[0], state["position_embeddings.weight"].shape[0]
     if tokenizer.vocab_size != rows:
         raise UserError(f"{path}: expected a tokenizer with {rows} tokens, found one with {tokenizer.vocab_size}")
-    config = build(ModelConfig, contents["model"])
+    config = build(ModelConfig, {"objective": "diffusion_lm"}, contents["model"])  # once there was no other
     with torch.device("meta"):  # no time spent on random weights that are about to be replaced
         model = OBJECTIVES[config.objective].network(config, rows, positions)
     length = contents["sequence_len"]

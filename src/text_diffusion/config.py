@@ -43,7 +43,9 @@ class ModelConfig(Options):
     """The network (`modeling`), and what it learns (`objectives`)."""
 
     objective: str = option(
-        "diffusion_lm", "what is learned: to denoise, or the next word", choices=("diffusion_lm", "autoregressive")
+        "diffusion_lm",
+        "what is learned: to denoise, as Diffusion-LM does or as probabilities of words, or the next word",
+        choices=("diffusion_lm", "cross_entropy", "autoregressive"),
     )
     in_channel: int = option(32, "D, size of the word embeddings that are diffused", low=1)
     hidden_size: int = option(128, "H, width of the transformer", low=1)
@@ -54,6 +56,8 @@ class ModelConfig(Options):
     norm: str = option("pre", "layer norm before each sub-layer, or after it as in BERT", choices=("pre", "post"))
     dropout: float = option(0.0, "dropout probability", low=0.0, high=0.95)
     self_condition: bool = option(True, "the denoiser also sees its previous estimate of x_0")
+    output_prior: bool = option(True, "cross_entropy: a word's score knows how near its embedding is to x_t")
+    known_words: bool = option(True, "cross_entropy: train with a share of the words shown without noise")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,7 +73,10 @@ class DiffusionConfig(Options):
 
     diffusion_steps: int = option(2000, "T, steps of the forward process", low=1, high=1_000_000)
     noise_schedule: str = option("sqrt", "named beta schedule", choices=tuple(SCHEDULES))
-    schedule_sampler: str = option("uniform", "which t to train on", choices=("uniform", "loss-second-moment"))
+    schedule_sampler: str = option(
+        "uniform", "which t to train on", choices=("uniform", "loss-second-moment", "fitted")
+    )
+    stratified: bool = option(False, "draw the t of a batch one from each of B equal parts")
 
 
 @dataclass(frozen=True)
@@ -145,6 +152,7 @@ class SampleConfig(Options):
     eta: float = option(0.0, "with --sampler ddim: share of the noise that each step draws anew", low=0.0, high=1.0)
     churn: float = option(0.0, "with dpm-solver++ and heun: noise added again on the way, in all", low=0.0)
     halt: int = option(0, "leave a sentence alone once its words have not changed for so many calls; 0: never", low=0)
+    temperature: float = option(1.0, "with cross_entropy weights: of the probabilities of words", low=0.0)
     num_samples: int = option(10, "sentences to write", low=1)
     out_dir: str = option("", "folder for the samples; the weights file's if not given")
     batch_size: int = option(0, "sentences at once; 0: chosen", low=0)

@@ -127,5 +127,5 @@ class GaussianDiffusion:
 
 
 def _at(table: Tensor, t: Tensor) -> Tensor:
-    """table[t], shaped (B, 1, 1) to stand before (B, L, D)."""
-    return table[t][:, None, None]
+    """table[t] to stand before (B, L, D): (B, 1, 1), or (B, L, 1) where positions differ in t."""
+    return table[t][:, None, None] if t.ndim == 1 else table[t][..., None]

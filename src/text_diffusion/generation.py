@@ -18,6 +18,7 @@ from text_diffusion.checkpoint import Weights
 from text_diffusion.control.controls import Control, Plan, plan
 from text_diffusion.control.steering import Steered
 from text_diffusion.control.template import with_unknown
+from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.device import pick_device
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
@@ -72,6 +73,7 @@ class Sampling:
         clamp: round each prediction of x_0 to the nearest words.
         clamp_start: clamp only at timesteps t < clamp_start, 1..T; everywhere if not given.
         halt: leave a sentence alone once its words have not changed for so many calls; never if not given.
+        temperature: of the probabilities of words, for a model that has them (objective cross_entropy); 1 if not given.
 
     Raises:
         ValueError: arguments that contradict each other or are out of range.
@@ -88,6 +90,7 @@ class Sampling:
     clamp: bool = False
     clamp_start: int | None = None
     halt: int | None = None
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -118,6 +121,8 @@ class Sampling:
             raise UserError("clamp_start says from where to clamp, so it expects clamp to be on, found it off")
         if self.halt is not None and self.halt < 1:
             raise UserError(f"halt must be at least 1 call, found {self.halt}")
+        if self.temperature is not None and not self.temperature > 0:
+            raise UserError(f"the temperature must be above 0, found {self.temperature:g}")
 
 
 @dataclass(frozen=True)
@@ -182,6 +187,10 @@ class TextDiffusion:
         length = how.sequence_len or self.sequence_len
         if how.clamp_start is not None and not 1 <= how.clamp_start <= T:
             raise UserError(f"clamp_start must be between 1 and {T}, found {how.clamp_start}")
+        if how.temperature is not None and not isinstance(self.model, WordDenoiser):
+            raise UserError(
+                "a temperature expects probabilities of words (--objective cross_entropy), found no such model"
+            )
         process, sampler = self._sampler(how, steered.levels(T))
         shape, device = (length, self.model.config.in_channel), self.diffusion.device
         inner = normal if how.top_p is None else truncated_normal(how.top_p)
@@ -191,10 +200,12 @@ class TextDiffusion:
             drawn = draw(distribution, (how.seed, Stream.SAMPLE, s), start, stop, shape, device)
             return drawn if s < process.num_timesteps else steered.start(drawn, self.model, process)
 
+        warmth = {} if how.temperature is None else {"temperature": how.temperature}
+
         def denoise(x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
-            pred_xstart: Tensor = self.model(x_t, process.network_time(t), previous)
+            pred_xstart: Tensor = self.model(x_t, process.network_time(t), previous, **warmth)
             if how.clamp and process.timesteps[int(t[0])] < (how.clamp_start or T):
-                pred_xstart = nearest_embedding(pred_xstart, self.model.word_embedding.weight)
+                pred_xstart = nearest_embedding(pred_xstart, self.model.embeddings)
             return pred_xstart
 
         settled = denoise if how.halt is None else Halting(denoise, self.model, how.halt)
@@ -209,7 +220,9 @@ class TextDiffusion:
         loss = loss_curve(means, self.diffusion.num_timesteps)[:levels] if means else None
         calls = how.steps // 2 + 1 if how.sampler == "heun" else how.steps
         spaced_timesteps(abar, how.steps)  # the range that is named in an error is that of the calls
-        kept = spaced_timesteps(abar, calls, how.spacing, loss)
+        # A model of words has nothing to do at the smallest noise, where x_t shows them: the last call comes before.
+        last = 0.5 / calls if isinstance(self.model, WordDenoiser) else 0.0
+        kept = spaced_timesteps(abar, calls, how.spacing, loss, last)
         if how.sampler == "ancestral":
             return self.diffusion.respace(kept), ancestral
         if how.sampler == "ddim":

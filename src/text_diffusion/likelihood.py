@@ -127,7 +127,7 @@ def flow_log_weight(
 
 def posterior_of(model: TextDiffusion, process: GaussianDiffusion) -> Posterior:
     """q of the kept steps, with the noise that training adds to E(w)."""
-    return Posterior(process, 1 - model.diffusion.alphas_cumprod[0])
+    return Posterior(process, 1 - model.diffusion.alphas_cumprod[0] if model.model.noisy_start else 0.0)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def measure(model: TextDiffusion, text: Text, config: LikelihoodConfig) -> Figur
     """Walk each line `paths` times, and let it flow if that is asked for."""
     T, N, K = model.diffusion.num_timesteps, len(text.ids), config.paths
     process = model.diffusion.respace(spaced_timesteps(model.diffusion.alphas_cumprod, config.steps or T))
-    S, embeddings = process.num_timesteps, model.model.word_embedding.weight
+    S, embeddings = process.num_timesteps, model.model.embeddings
     ids = text.ids.to(model.diffusion.device)
     handover = handover_for(posterior_of(model, process), embeddings, ids)
     size = config.batch_size or model.choose_batch_size(N)

@@ -49,7 +49,8 @@ def diffusion_lm_loss(
     x_t = diffusion.q_sample(x_start, t, noise.t)
 
     # 1. || x_0 - f(x_t, t) ||^2; at t = 0 the target is E(w) itself, the embedding loss.
-    prediction = predict_xstart(model, diffusion, x_t, t)
+    timesteps = diffusion.network_time(t)
+    prediction = model(x_t, timesteps, first_estimate(model, x_t, timesteps))
     target = torch.where((t == 0)[:, None, None], x_start_mean, x_start)
     mse = mean_flat((target - prediction) ** 2)
 
@@ -64,19 +65,18 @@ def diffusion_lm_loss(
     return Terms(mse, tT_loss, decoder_nll)
 
 
-def predict_xstart(model: TransformerNetModel, diffusion: GaussianDiffusion, x_t: Tensor, t: Tensor) -> Tensor:
-    """f(x_t, t) as in training: with self-conditioning, every second sentence sees a first estimate of its x_0.
+def first_estimate(model: TransformerNetModel, x_t: Tensor, timesteps: Tensor) -> Tensor | None:
+    """What self-conditioning shows the network in training: of every second sentence a first estimate of its x_0.
 
     Analog Bits (arXiv 2208.04202, algorithm 1) tosses a coin; sentences come in random order, so that taking every
     second one is as good, costs half of a first pass, and keeps shapes fixed.
     """
-    timesteps = diffusion.network_time(t)
     if not model.config.self_condition:
-        return model(x_t, timesteps)  # type: ignore[no-any-return]
-    estimate = torch.zeros_like(x_t)
+        return None
     with torch.no_grad():
+        estimate = model.without_estimate(x_t, timesteps)
         estimate[::2] = model(x_t.detach()[::2], timesteps[::2]).to(estimate.dtype)
-    return model(x_t, timesteps, estimate)  # type: ignore[no-any-return]
+    return estimate
 
 
 def mean_flat(x: Tensor) -> Tensor:

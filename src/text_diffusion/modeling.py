@@ -33,6 +33,8 @@ class TransformerNetModel(nn.Module):
         sequence_len: largest L.
     """
 
+    noisy_start = True  # x_0 is E(w) and the first, smallest noise (Diffusion-LM section 4.1)
+
     def __init__(self, config: ModelConfig, vocab_size: int, sequence_len: int) -> None:
         super().__init__()
         D, H, C = config.in_channel, config.hidden_size, config.num_channels
@@ -54,6 +56,11 @@ class TransformerNetModel(nn.Module):
         self.final_norm = nn.LayerNorm(H, eps=LAYER_NORM_EPS) if config.norm == "pre" else nn.Identity()
         self.output_down_proj = nn.Sequential(nn.Linear(H, H), nn.Tanh(), nn.Linear(H, D))
 
+    @property
+    def embeddings(self) -> Tensor:
+        """E, (V, D)."""
+        return self.word_embedding.weight
+
     def get_embeds(self, input_ids: Tensor) -> Tensor:
         """E(w), ids (B, L) -> (B, L, D)."""
         embeds: Tensor = self.word_embedding(input_ids)
@@ -73,13 +80,22 @@ class TransformerNetModel(nn.Module):
             x_self: (B, L, D), the previous estimate of x_0 (Analog Bits, arXiv 2208.04202); zeros if there is none.
         """
         if self.config.self_condition:
-            x_t = torch.cat([x_t, torch.zeros_like(x_t) if x_self is None else x_self], dim=-1)  # (B, L, 2D)
+            x_self = self.without_estimate(x_t, timesteps) if x_self is None else x_self
+            x_t = torch.cat([x_t, x_self], dim=-1)  # (B, L, 2D)
         time = self.time_embed(timestep_embedding(timesteps, self.config.num_channels))  # (B, H)
         h = self.input_up_proj(x_t) + self.position_embeddings.weight[: x_t.shape[1]] + time[:, None]  # (B, L, H)
         h = self.dropout(self.LayerNorm(h))
         h = through(self.layers, h, self.gradient_checkpointing)
         x_start: Tensor = self.output_down_proj(self.final_norm(h))  # (B, L, D)
         return x_start
+
+    def without_estimate(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
+        """What self-conditioning sees where there is no estimate of x_0 yet, (B, L, D)."""
+        return torch.zeros_like(x_t)
+
+    def log_probs(self, x_t: Tensor, timesteps: Tensor, x_self: Tensor | None = None) -> Tensor:
+        """log p(v | x_t) of every word, (B, L, V), as the tied head reads the prediction of x_0."""
+        return self.get_logits(self(x_t, timesteps, x_self)).float().log_softmax(dim=-1)
 
 
 def through(layers: nn.ModuleList, h: Tensor, gradient_checkpointing: bool) -> Tensor:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from text_diffusion.autoregressive import CausalTransformer, autoregressive_loss
+from text_diffusion.config import DiffusionConfig
+from text_diffusion.cross_entropy import WordDenoiser, cross_entropy_loss
+from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.losses import Noise, diffusion_lm_loss
 from text_diffusion.modeling import TransformerNetModel
@@ -31,14 +34,45 @@ class Objective:
         network: of (ModelConfig, V, L).
         loss: of (network, process, w (B, L), t (B,), noise of the sentences).
         by_t: the term that depends on t, which is logged by quarters of t and learned from where to look; "" without.
+        foreign: settings that mean nothing to it, or that it fixes.
+        process: settings of DiffusionConfig that are other than the defaults.
     """
 
     network: type[Network]
     loss: Callable[[Any, GaussianDiffusion, Tensor, Tensor, Noise], Terms]
     by_t: str
+    foreign: tuple[str, ...]
+    process: dict[str, Any] = field(default_factory=dict)
 
 
+OF_WORDS = ("output_prior", "known_words")
 OBJECTIVES = {
-    "diffusion_lm": Objective(TransformerNetModel, diffusion_lm_loss, "mse"),
-    "autoregressive": Objective(CausalTransformer, autoregressive_loss, ""),
+    "diffusion_lm": Objective(TransformerNetModel, diffusion_lm_loss, "mse", OF_WORDS),
+    "cross_entropy": Objective(
+        WordDenoiser,
+        cross_entropy_loss,
+        "cross_entropy",
+        ("noise_schedule", "diffusion_steps"),
+        # the schedule in which time is the log-SNR, in so many steps that it is as good as continuous
+        {"noise_schedule": "log-snr", "diffusion_steps": 10_000, "schedule_sampler": "fitted", "stratified": True},
+    ),
+    "autoregressive": Objective(
+        CausalTransformer,
+        autoregressive_loss,
+        "",
+        ("self_condition", "num_channels", *OF_WORDS, *DiffusionConfig.__dataclass_fields__),
+    ),
 }
+
+
+def check_foreign(objective: str, given: Collection[str]) -> None:
+    """Refuse settings that belong to other objectives.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for name in OBJECTIVES[objective].foreign:
+        if name in given:
+            raise UserError(
+                f"--{name} belongs to another objective: leave it out with --objective {objective}, or take another"
+            )

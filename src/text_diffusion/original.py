@@ -46,6 +46,7 @@ def convert(state: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]
     """A state dict of the original as our configuration and state dict."""
     layers = len({name.split(".")[2] for name in state if name.startswith("input_transformers.layer.")})
     config = ModelConfig(
+        objective="diffusion_lm",
         in_channel=state["word_embedding.weight"].shape[1],
         hidden_size=state["position_embeddings.weight"].shape[1],
         num_layers=layers,

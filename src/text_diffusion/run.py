@@ -24,7 +24,7 @@ from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, line_number, project_root, remove_leftovers
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.lock import FolderLock
-from text_diffusion.objectives import OBJECTIVES, Network, Objective
+from text_diffusion.objectives import OBJECTIVES, Network, Objective, check_foreign
 from text_diffusion.parallel import BatchLoss, shard, synchronise
 from text_diffusion.randomness import Stream, mix
 from text_diffusion.remote import Mirror, cache_of, is_remote
@@ -132,9 +132,8 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
         check_same_run(given, saved, folder)
     saved.pop("checkpoint_path", None)
     model_config = settings.build(ModelConfig, saved, given)
-    if model_config.objective == "autoregressive":
-        check_left_to_right(given)
-    diffusion_config = settings.build(DiffusionConfig, saved, given)
+    check_foreign(model_config.objective, given)
+    diffusion_config = settings.build(DiffusionConfig, OBJECTIVES[model_config.objective].process, saved, given)
     data_config = settings.build(DataConfig, saved, given)
     config = settings.build(TrainConfig, saved, given)
     check_shares(config.batch_size, ranks)
@@ -322,14 +321,3 @@ def check_same_run(given: dict[str, Any], saved: dict[str, Any], folder: Path) -
                 f"the run in {folder} was started with --{name} {saved[name]}, found {given[name]}; "
                 "give --checkpoint_path another folder to start a new run"
             )
-
-
-def check_left_to_right(given: dict[str, Any]) -> None:
-    """Refuse flags that mean nothing to a model without noise.
-
-    Raises:
-        UserError: naming the first of them.
-    """
-    for name in ("self_condition", "num_channels", *DiffusionConfig.__dataclass_fields__):
-        if name in given:
-            raise UserError(f"--{name} belongs to diffusion models: leave it out with --objective autoregressive")

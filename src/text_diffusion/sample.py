@@ -30,7 +30,7 @@ from text_diffusion.memory import in_batches, keep_freed_memory
 from text_diffusion.remote import Mirror, cache_of, is_remote, local
 
 PRINTED = 10  # sentences on standard output; the file has them all
-OF_DIFFUSION = ("steps", "sampler", "spacing", "eta", "churn", "top_p", "clamp", "clamp_start", "halt")
+OF_DIFFUSION = ("steps", "sampler", "spacing", "eta", "churn", "top_p", "clamp", "clamp_start", "halt", "temperature")
 
 
 def output_path(config: SampleConfig, left_to_right: bool = False) -> Path:
@@ -55,6 +55,7 @@ def sampling(config: SampleConfig) -> Sampling:
         clamp=config.clamp == "clamp",
         clamp_start=config.clamp_start or None,
         halt=config.halt or None,
+        temperature=None if config.temperature == 1 else config.temperature,
     )
 
 

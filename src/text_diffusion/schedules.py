@@ -10,11 +10,13 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from text_diffusion.errors import UserError
 
 Array = npt.NDArray[np.float64]
 
+LOG_SNR_MAX, LOG_SNR_MIN = 6.0, -12.0  # a word is then never, and always, mistaken: embeddings of any usual size
 MAX_BETA = 0.999  # a beta of 1 would leave nothing to divide by
 
 
@@ -63,6 +65,19 @@ def pw_lin(steps: int) -> Array:
     return np.minimum(betas, MAX_BETA)
 
 
+def log_snr(steps: int) -> Array:
+    """abar = sigmoid(lambda) with lambda linear from LOG_SNR_MAX at t = 0 towards LOG_SNR_MIN at t = T."""
+    lam = LOG_SNR_MAX + (LOG_SNR_MIN - LOG_SNR_MAX) * np.arange(steps) / steps
+    abar = 1 / (1 + np.exp(-lam))
+    betas: Array = 1 - abar / np.concatenate([[1.0], abar[:-1]])
+    return np.minimum(betas, MAX_BETA)
+
+
+def log_snr_at(timesteps: Tensor) -> Tensor:
+    """lambda of the schedule `log-snr` at a time in 0..1000."""
+    return LOG_SNR_MAX + (LOG_SNR_MIN - LOG_SNR_MAX) * timesteps / 1000
+
+
 SCHEDULES: dict[str, Callable[[int], Array]] = {
     "sqrt": sqrt,
     "linear": linear,
@@ -70,6 +85,7 @@ SCHEDULES: dict[str, Callable[[int], Array]] = {
     "trunc_cos": trunc_cos,
     "trunc_lin": trunc_lin,
     "pw_lin": pw_lin,
+    "log-snr": log_snr,
 }
 
 

@@ -35,6 +35,8 @@ def train_step(run: Run, state: TrainState, loss: nn.Module) -> tuple[dict[str, 
     mine = ranks.share(B)
     input_ids = run.batches.batch(step, mine)  # (b, L)
     u = draw(uniform, (seed, Stream.TRAIN, step, 1), mine.start, mine.stop, (), run.device)
+    if run.diffusion_config.stratified:  # sentence i from part i: sentences come in random order
+        u = (torch.arange(mine.start, mine.stop, device=run.device) + u) / B
     t, weights = state.timestep_sampler.sample(u)
     parts: list[dict[str, Tensor]] = []
     micro = config.microbatch or B

@@ -11,21 +11,25 @@ import torch
 from torch import Tensor
 
 from text_diffusion.errors import UserError
+from text_diffusion.fitted_time import FittedSampler, fitted_time, monotone
 from text_diffusion.schedules import Array
 
 SPACINGS = ("auto", "loss", "uniform", "log-snr")
 
 
-def spaced_timesteps(alphas_cumprod: Array, steps: int, spacing: str = "auto", loss: Array | None = None) -> list[int]:
-    """The `steps` timesteps kept by a sampler, ascending, 0 and T - 1 included (a single step is T - 1).
+def spaced_timesteps(
+    alphas_cumprod: Array, steps: int, spacing: str = "auto", loss: Array | None = None, last: float = 0.0
+) -> list[int]:
+    """The `steps` timesteps kept by a sampler, ascending to T - 1 (a single step is T - 1).
 
     Args:
         alphas_cumprod: abar, (T,).
         steps: how many, 1..T.
         spacing: what grows evenly from one to the next: `uniform` t itself, `log-snr` log(abar / (1 - abar)), `loss`
-            the mse measured in training, so that more steps go where prediction gets harder faster; `auto` is `loss`
+            the loss measured in training, so that more steps go where prediction gets harder faster; `auto` is `loss`
             where that is known, else `uniform`.
-        loss: the mse by t, (T,), if it was measured.
+        loss: the loss by t, (T,), if it was measured.
+        last: where the smallest one stands on that scale, from 0 (which is t = 0) to 1.
 
     Raises:
         UserError: steps is not in 1..T; no such spacing, or the loss was not measured.
@@ -42,13 +46,13 @@ def spaced_timesteps(alphas_cumprod: Array, steps: int, spacing: str = "auto", l
     elif spacing == "loss":
         if loss is None:
             raise UserError("the spacing `loss` expects weights that carry their loss by timestep, found none in these")
-        scale = np.maximum.accumulate(loss - loss.min())
-        scale = scale + 0.01 * max(scale[-1], 1e-9) * np.arange(T) / T  # where it stands still, evenly
+        scale = fitted_time(monotone(loss), everywhere=0.01)
     else:
         raise UserError(f"the spacing must be one of {', '.join(SPACINGS)}, found {spacing!r}")
     if steps == 1:
         return [T - 1]
-    kept = np.rint(np.interp(np.linspace(scale[0], scale[-1], steps), scale, np.arange(T))).astype(int)
+    places = np.linspace(scale[0] + last * (scale[-1] - scale[0]), scale[-1], steps)
+    kept = np.rint(np.interp(places, scale, np.arange(T))).astype(int)
     return _distinct(kept, T).tolist()  # type: ignore[no-any-return]
 
 
@@ -187,10 +191,11 @@ def loss_curve(means: Sequence[float], diffusion_steps: int) -> Array:
     return curve
 
 
-TimestepSampler = UniformSampler | LossSecondMomentSampler
-TIMESTEP_SAMPLERS: dict[str, type[UniformSampler | LossSecondMomentSampler]] = {
+TimestepSampler = UniformSampler | LossSecondMomentSampler | FittedSampler
+TIMESTEP_SAMPLERS: dict[str, type[TimestepSampler]] = {
     "uniform": UniformSampler,
     "loss-second-moment": LossSecondMomentSampler,
+    "fitted": FittedSampler,
 }
 
 

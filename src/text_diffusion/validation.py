@@ -42,4 +42,4 @@ def validate(model: Network, diffusion: GaussianDiffusion, held_out: Tensor, ran
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + float(value.sum())
     row = {f"val_{name}": total / len(ids) for name, total in ranks.total(sums).items()}
-    return row | {"embedding_norm": float(model.word_embedding.weight.norm(dim=1).mean())}
+    return row | {"embedding_norm": float(model.embeddings.norm(dim=1).mean())}
