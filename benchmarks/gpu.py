@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from text_diffusion.config import SIZES, ModelConfig, TrainConfig, build
+from text_diffusion.config import SIZES, DiffusionConfig, ModelConfig, TrainConfig, build
 from text_diffusion.data import Batches
 from text_diffusion.distributed import ALONE
 from text_diffusion.ema import EMA
@@ -107,6 +107,7 @@ def training(
     run: Any = SimpleNamespace(
         config=config,
         model_config=model_config,
+        diffusion_config=DiffusionConfig(),
         objective=OBJECTIVES["diffusion_lm"],
         ranks=ALONE,
         data_config=SimpleNamespace(sequence_len=length),

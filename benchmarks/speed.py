@@ -30,7 +30,7 @@ from common import ROOT, record
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from text_diffusion.config import SIZES, ModelConfig, TrainConfig, build
+from text_diffusion.config import SIZES, DiffusionConfig, ModelConfig, TrainConfig, build
 from text_diffusion.data import Batches
 from text_diffusion.distributed import ALONE
 from text_diffusion.ema import EMA

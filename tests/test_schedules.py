@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -41,6 +42,9 @@ def published(name: str, steps: int) -> list[float]:
         betas = line(scale * 0.0001, scale * 0.02, steps)
     elif name == "trunc_lin":
         betas = line(scale * 0.0001 + 0.01, scale * 0.02 + 0.01, steps)
+    elif name == "log-snr":  # lambda from 6 towards -12, abar its logistic function
+        abar = [1.0] + [1 / (1 + math.exp(18 * t / steps - 6)) for t in range(steps)]
+        betas = [1 - after / before for before, after in pairwise(abar)]
     else:
         assert name == "pw_lin"
         betas = line(scale * 0.0001 + 0.01, scale * 0.0001, 10) + line(scale * 0.0001, scale * 0.02, steps - 10)
@@ -48,7 +52,7 @@ def published(name: str, steps: int) -> list[float]:
 
 
 def test_every_schedule_is_covered_here() -> None:
-    assert set(SCHEDULES) == {"sqrt", "cosine", "trunc_cos", "linear", "trunc_lin", "pw_lin"}
+    assert set(SCHEDULES) == {"sqrt", "cosine", "trunc_cos", "linear", "trunc_lin", "pw_lin", "log-snr"}
 
 
 # pw_lin is published for ten steps or more

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from text_diffusion.errors import UserError
+from text_diffusion.fitted_time import FittedSampler
 from text_diffusion.schedules import named_betas
 from text_diffusion.timesteps import (
     SPACINGS,
@@ -83,7 +84,11 @@ def test_uniform_learns_nothing() -> None:
 
 
 def test_names() -> None:
-    assert dict(TIMESTEP_SAMPLERS) == {"uniform": UniformSampler, "loss-second-moment": LossSecondMomentSampler}
+    assert dict(TIMESTEP_SAMPLERS) == {
+        "uniform": UniformSampler,
+        "loss-second-moment": LossSecondMomentSampler,
+        "fitted": FittedSampler,
+    }
 
 
 # Loss second moment

@@ -15,15 +15,15 @@ Notation, the same letters in code, docstrings and docs::
     f       TransformerNetModel                   the denoiser: x_t, t -> prediction of x_0
     q, p    q_*, p_*                              the forward process, known; the reverse process, learned
 
-Reading order: ``schedules``, ``gaussian_diffusion``, ``losses``, ``modeling``, ``samplers``, ``step``, ``train``;
-then ``cross_entropy`` and ``fitted_time``, the second objective. The rest is plumbing: ``config`` (every setting and its default), ``tokenizer``, ``corpus`` and ``data`` (text to batches),
-``randomness``, ``timesteps``, ``ema``; ``run``, ``state``, ``checkpoint``, ``meter``, ``validation`` and ``tracking``
-(a training run); ``generation``, ``sample`` and ``display`` (sampling); ``control`` (steering it); ``grammar`` (a
-language known exactly), ``ngrams``, ``metrics``, ``figures`` and ``evaluate`` (how good samples are); ``bound``,
-``flow`` and ``likelihood`` (how probable a sentence is); ``objectives`` and ``autoregressive`` (what else may be
-learned); ``launcher``, ``distributed``, ``parallel`` and ``route`` (many ranks, one run); ``snapshot``, ``saver``,
-``lock`` and ``remote`` (its files); ``device``; ``original`` (weights of other programs), ``files``, ``memory`` and
-``errors``.
+Reading order: ``schedules``, ``gaussian_diffusion``, ``losses``, ``modeling``, ``samplers``, ``step``, ``train``; then
+``cross_entropy`` and ``fitted_time``, the second objective. The rest is plumbing: ``config`` (every setting and its
+default), ``tokenizer``, ``corpus`` and ``data`` (text to batches), ``randomness``, ``timesteps``, ``ema``; ``run``,
+``state``, ``checkpoint``, ``meter``, ``validation`` and ``tracking`` (a training run); ``generation``, ``sample`` and
+``display`` (sampling); ``control`` (steering it); ``grammar`` (a language known exactly), ``ngrams``, ``metrics``,
+``figures`` and ``evaluate`` (how good samples are); ``bound``, ``flow`` and ``likelihood`` (how probable a sentence
+is); ``objectives`` and ``autoregressive`` (what else may be learned); ``launcher``, ``distributed``, ``parallel`` and
+``route`` (many ranks, one run); ``snapshot``, ``saver``, ``lock`` and ``remote`` (its files); ``device``; ``original``
+(weights of other programs), ``files``, ``memory`` and ``errors``.
 
 >>> import text_diffusion
 >>> sentences = text_diffusion.load("ckpts/simple/ema_0.9999_025000.pt").sample(4, steps=20)
