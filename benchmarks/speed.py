@@ -80,6 +80,7 @@ def stepper(model_config: ModelConfig, batch: int, length: int, vocab: int) -> C
         model_config=model_config,
         objective=OBJECTIVES["diffusion_lm"],
         ranks=ALONE,
+        diffusion_config=DiffusionConfig(),
         data_config=SimpleNamespace(sequence_len=length),
         device=torch.device("cpu"),
         diffusion=GaussianDiffusion(named_betas("sqrt", 2000)),

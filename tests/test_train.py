@@ -443,7 +443,8 @@ OTHERS: dict[str, object] = {
     "in_channel": 4, "hidden_size": 32, "num_layers": 2, "num_heads": 1, "num_channels": 4, "activation": "gelu",
     "norm": "post", "dropout": 0.1, "self_condition": False, "diffusion_steps": 10, "noise_schedule": "cosine",
     "schedule_sampler": "loss-second-moment", "tokenizer": "byte-level", "sequence_len": 7, "long_lines": "drop",
-    "batch_size": 4, "seed": 1, "ema_rate": "0.9,0.99", "objective": "autoregressive",
+    "batch_size": 4, "seed": 1, "ema_rate": "0.9,0.99", "objective": "autoregressive", "stratified": True,
+    "output_prior": False, "known_words": False,
 }  # fmt: skip
 
 
