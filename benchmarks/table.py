@@ -176,12 +176,13 @@ def render_faults(results: dict[str, Any]) -> str:
     part = results.get("faults")
     if not part:
         return ""
-    kills = sum(part["kills"].values())
+    moments = {moment: count for moment, count in part["kills"].items() if not moment.startswith("too late")}
+    kills = sum(moments.values())
     lines = [
         f"{part['equal']} of {part['runs']} runs of {part['steps']} steps ended with the weights, averages, optimizer "
         f"and log of the run that was never killed, bit for bit, after {kills} kills in all:",
         "",
-        *(f"- {count} {moment}" for moment, count in sorted(part["kills"].items(), key=lambda kill: -kill[1])),
+        *(f"- {count} {moment}" for moment, count in sorted(moments.items(), key=lambda kill: -kill[1])),
     ]
     return "\n".join([*lines, "", f"Measured on {part['machine']}."])
 

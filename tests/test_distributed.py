@@ -238,6 +238,7 @@ def test_stop_and_kill(zygote: Zygote, corpus: Path, tmp_path: Path) -> None:
     ranks[1].send(signal.SIGTERM)
     assert ended(ranks) == [143, 143]
     assert "run the same command again" in ranks[0].err
+    assert ranks[1].err.strip() == ""
 
     step = int(max(parts.glob("opt*.pt")).stem[3:])
     ranks = start_ranks(zygote, *commands)

@@ -153,6 +153,12 @@ def test_bucket_that_does_not_come_back(
         server.process.send_signal(signal.SIGCONT)
     assert "expected the store to answer" in one_sentence(capsys.readouterr().err)
     assert "opt000006.pt" not in listed(bucket)
+    with monkeypatch.context() as patch:  # a machine that knows nothing of it
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+        short = [*given]
+        short[short.index("--steps") + 1] = "4"
+        assert train.main(short) == 0
+        assert "going on from step 2" in capsys.readouterr().err
     assert train.main(given) == 0
     assert "uploading what could not be uploaded before" in capsys.readouterr().err
     assert "opt000006.pt" in listed(bucket)

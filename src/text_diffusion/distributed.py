@@ -174,8 +174,10 @@ def joined() -> Iterator[Ranks]:
             raise UserError(f"expected {place.size} ranks, each once, found others; start all with one launcher")
         with _quiet(not ranks.first):
             yield ranks
-    except (Interrupted, Refused):  # all ranks end here
+    except (Interrupted, Refused) as error:  # all ranks end here, and one says why
         dist.destroy_process_group()
+        if isinstance(error, Interrupted) and not ranks.first:
+            raise Interrupted("", error.number) from None
         raise
     except BaseException as error:
         _end_all(place, _explained(error, place))

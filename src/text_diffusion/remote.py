@@ -11,6 +11,7 @@ import fnmatch
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -88,12 +89,15 @@ class Mirror:
             raise
 
     def _fetch_all(self, pattern: str) -> None:
+        names = _asked(self.url, lambda: self._names())
         pending = self._pending()
+        if _last_step(names) >= _last_step(pending):  # another machine has gone on
+            pending = []
         for path in self.folder.iterdir():
             if path.is_file() and path.name not in (*pending, PENDING, LOCK):
                 path.unlink()
         self.uploaded: dict[str, tuple[int, int]] = {}
-        for name in _asked(self.url, lambda: self._names()):
+        for name in names:
             if name not in pending and fnmatch.fnmatch(name, pattern):
                 _fetch(self.store, f"{self.url}/{name}", self.folder / name)
                 self.uploaded[name] = _stamp(self.folder / name)
@@ -207,6 +211,10 @@ def _asked(url: str, ask: Callable[[], T]) -> T:
 def _stamp(path: Path) -> tuple[int, int]:
     stat = path.stat()
     return stat.st_mtime_ns, stat.st_size
+
+
+def _last_step(names: list[str]) -> int:
+    return max((int(found[1]) for name in names if (found := re.fullmatch(r"opt(\d+)\.pt", name))), default=-1)
 
 
 def _opt_last(name: str) -> tuple[bool, str]:
