@@ -1,4 +1,4 @@
-"""What each ingredient of the objective `cross_entropy` buys: trains it without each in turn, on a language known exactly.
+"""What each ingredient of `cross_entropy` buys: trains it without each in turn, on a language known exactly.
 
 python benchmarks/recipe.py simple --seeds 102,103,104                 every way
 python benchmarks/recipe.py animals --ways "cross_entropy,diffusion_lm"
