@@ -11,6 +11,7 @@ import pytest
 from stores import ACCOUNT, KEY, Server, azurite, fake_gcs
 from toy import flags, metrics, one_sentence, same, stop_at, train_flags, weights_of
 
+import text_diffusion
 from text_diffusion import remote, sample, step, train
 
 pytest.importorskip("blobfile", reason="no blobfile: pip install blobfile")
@@ -96,6 +97,7 @@ def test_run_in_a_bucket(
     with store.BlobFile(f"{bucket}/out/{name}", "rb") as file:
         assert file.read() == (folder / name).read_bytes()
     assert len(listed(f"{bucket}/out")) == 2
+    assert text_diffusion.load(weights).sample(3, steps=4) == (folder / name).read_text().splitlines()
     assert sample.main(flags(model_name_or_path=weights, num_samples=3, steps=4, show=0)) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"written the decoded output to {bucket}/run/{name}"
 

@@ -21,6 +21,7 @@ from text_diffusion.errors import UserError
 from text_diffusion.figures import Estimate, Evaluation, Figure, Row
 from text_diffusion.files import check_writable, read_lines, write_atomically
 from text_diffusion.grammar import Grammar
+from text_diffusion.remote import local
 
 
 def read_samples(path: Path) -> list[str]:
@@ -155,8 +156,8 @@ def command(argv: Sequence[str] | None) -> None:
     if not config.reference:
         raise UserError("--reference must name a file of held-out real text, found nothing")
     outputs = [Path(name) for name in (config.json, config.markdown) if name]
-    samples, reference = read_samples(Path(given["samples"])), read_lines(Path(config.reference))
-    train = read_lines(Path(config.train)) if config.train else None
+    samples, reference = read_samples(local(given["samples"])), read_lines(local(config.reference))
+    train = read_lines(local(config.train)) if config.train else None
     grammar = find_grammar(config.grammar, Path(config.reference))
     for path in outputs:
         if path.is_dir():

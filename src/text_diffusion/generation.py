@@ -25,6 +25,7 @@ from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.memory import in_batches
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.randomness import Stream, draw, normal, truncated_normal
+from text_diffusion.remote import local
 from text_diffusion.samplers import SAMPLERS, Denoise, Step, ancestral, ddim, dpm_solver, heun
 from text_diffusion.timesteps import churned, loss_curve, spaced_timesteps
 from text_diffusion.tokenizer import Tokenizer
@@ -38,7 +39,7 @@ def load(path: str | Path, *, device: str = "auto", gpu: str = "all", tokenizer:
     Raises:
         ValueError: the file is missing, truncated or foreign; the device is not there.
     """
-    return writer_of(checkpoint.load_weights(Path(path), pick_device(device, gpu), tokenizer))
+    return writer_of(checkpoint.load_weights(local(str(path)), pick_device(device, gpu), tokenizer))
 
 
 def load_diffusion(path: str | Path, *, device: str = "auto", gpu: str = "all", tokenizer: str = "") -> TextDiffusion:
