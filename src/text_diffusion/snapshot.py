@@ -57,8 +57,10 @@ class Snapshot:
                 checkpoint.write(path, contents)
                 paths.append(path)
             names = [path.name for path in paths]
-            shards = shards_path(folder, self.step).name if self.shards else ""
-            more = {"weights": names[0], "files": names, "shards": shards}
+            shards = shards_path(folder, self.step)
+            more: dict[str, Any] = {"weights": names[0], "files": names}
+            if self.shards:
+                more |= {"shards": shards.name, "shard_sizes": _sizes(shards)}
             checkpoint.write(opt_path(folder, self.step), self.opt | more)
         except UserError:
             for path in paths:  # without its opt file a set is nobody's
@@ -91,7 +93,7 @@ def find_checkpoint(folder: Path) -> dict[str, Any] | None:
                 raise UserError(f"{path}: expected an opt file, found something else")
             checkpoint.read(folder / opt["weights"])
             if opt.get("shards"):
-                read_shards(folder / opt["shards"], {})
+                _check_shards(folder / opt["shards"], opt["shard_sizes"])
             return opt
         except UserError as error:
             problems.append(str(error))
@@ -160,7 +162,7 @@ def write_shards(path: Path, shards: dict[str, Tensor], group: Any) -> None:
 
 
 def read_shards(path: Path, wanted: dict[str, Tensor]) -> None:
-    """Fill tensors, sharded or not, from what any number of ranks has written; without any, only look at the files.
+    """Fill tensors, sharded or not, from what any number of ranks has written.
 
     Raises:
         UserError: a part is missing or truncated.
@@ -170,15 +172,23 @@ def read_shards(path: Path, wanted: dict[str, Tensor]) -> None:
 
     try:
         reader = HuggingFaceStorageReader(str(path))
-        if wanted:
-            load(wanted, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
-        else:
-            reader.read_metadata()
+        load(wanted, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
     except Exception as error:  # safetensors and torch raise errors of every kind on damaged files
         raise UserError(
             f"{path}: expected whole shards of a checkpoint, found a part missing or truncated "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         ) from None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
+
+
+def _check_shards(folder: Path, sizes: dict[str, int]) -> None:
+    found = _sizes(folder)
+    for name, size in sizes.items():
+        if found.get(name) != size:
+            raise UserError(f"{folder / name}: expected a shard of {size} bytes, found {found.get(name, 'none')}")
 
 
 def _not_foreign(path: Path, run: str) -> Path:
