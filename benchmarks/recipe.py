@@ -19,15 +19,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+import numpy as np
 import table
+import torch
 from common import RESULTS, ROOT, machine, record, train
 from quality import simple_figures
 
 from text_diffusion.config import LikelihoodConfig
+from text_diffusion.cross_entropy import WordDenoiser, cross_entropy_loss
+from text_diffusion.embedding_health import effective_rank, smallest_angle
 from text_diffusion.files import read_lines
 from text_diffusion.generation import TextDiffusion, load_diffusion
 from text_diffusion.grammar import Grammar
 from text_diffusion.likelihood import measure, read_text, true_bits
+from text_diffusion.losses import Noise
 
 OURS = "--objective cross_entropy"
 WAYS = {
@@ -48,6 +53,24 @@ def bits(model: TextDiffusion, dataset: str, lines: int) -> dict[str, float]:
     bound = measure(model, text, LikelihoodConfig(steps=1000)).lines["bound"]
     true = true_bits(ROOT / f"data/{dataset}/grammar.json", text.lines)
     return {"bound": float(bound.mean()), "true": float(true.mean())}
+
+
+@torch.no_grad()
+def linearity(model: TextDiffusion, weights: Path, dataset: str) -> dict[str, float]:
+    """R^2 of the cross-entropy of 500 held-out lines against the fitted time, and the embeddings' health."""
+    E = model.model.embeddings
+    found = {"embedding_rank": effective_rank(E), "embedding_angle": smallest_angle(E)}
+    sampler = torch.load(next(weights.parent.glob("opt*.pt")), weights_only=True)["timestep_sampler"]
+    if not isinstance(model.model, WordDenoiser) or "F" not in sampler:
+        return found
+    ids = read_text(ROOT / f"data/{dataset}-test.txt", model.tokenizer, model.sequence_len, 500).ids
+    places, u = np.linspace(0, model.diffusion.num_timesteps - 1, len(sampler["F"])), (np.arange(50) + 0.5) / 50
+    losses = []
+    for t in np.interp(u, sampler["F"].numpy(), places).astype(int).tolist():
+        noise = Noise.draw((5, t), 0, len(ids), (ids.shape[1], E.shape[1]), ids.device)
+        terms = cross_entropy_loss(model.model, model.diffusion, ids, torch.full((len(ids),), t), noise)
+        losses.append(float(terms.cross_entropy.mean()))
+    return found | {"r_squared": float(np.corrcoef(u, losses)[0, 1] ** 2)}
 
 
 def judged(model: TextDiffusion, dataset: str, samples: int) -> list[dict[str, Any]]:
@@ -90,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 model = load_diffusion(trained.weights)
                 row: dict[str, Any] = {"way": way, "dataset": args.dataset, "seed": seed, "steps": args.steps}
                 row |= {"seconds": trained.seconds, "machine": machine(), "samples": args.samples}
+                row |= linearity(model, trained.weights, args.dataset)
                 row |= bits(model, args.dataset, args.lines) | {"samplings": judged(model, args.dataset, args.samples)}
             print(json.dumps(row), flush=True)
             part = json.loads(RESULTS.read_text()).get("recipe", {"rows": [], "ideal": {}})

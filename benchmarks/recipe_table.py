@@ -28,7 +28,7 @@ def render(results: dict[str, Any]) -> str:
         lines += [
             f"| *an ideal sampler* | |{' |' * len(VALID_AT)} | | {share(best['unique'])} | {share(best['novel'])} | |"
         ]
-        lines += [""]
+        lines += ["", *fit([row for row in rows if row["way"] == "cross_entropy"])]
     lines += [f"Measured on {part['rows'][-1]['machine']}, beside other work."]
     return "\n".join(lines)
 
@@ -52,6 +52,19 @@ def line(way: str, rows: list[dict[str, Any]]) -> str:
         f"{mean(gaps):.2f} ({100 * mean(gaps) / true:.1f} %)",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def fit(rows: list[dict[str, Any]]) -> list[str]:
+    """How linear time is, and how the embeddings lie."""
+    if not rows:
+        return []
+    least = {name: min(row[name] for row in rows) for name in ("r_squared", "embedding_rank", "embedding_angle")}
+    return [
+        f"`cross_entropy`: R² of the cross-entropy against the fitted time at least {least['r_squared']:.4f}; effective "
+        f"rank of the embeddings at least {least['embedding_rank']:.1f}; the two nearest words at least "
+        f"{least['embedding_angle']:.0f}° apart.",
+        "",
+    ]
 
 
 def mean(values: list[float]) -> float:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from text_diffusion.distributed import ALONE, Ranks
+from text_diffusion.embedding_health import effective_rank, smallest_angle
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.losses import Noise
 from text_diffusion.modeling import TransformerNetModel
@@ -19,7 +20,7 @@ AT_ONCE = 128
 
 @torch.no_grad()
 def validate(model: Network, diffusion: GaussianDiffusion, held_out: Tensor, ranks: Ranks = ALONE) -> dict[str, float]:
-    """Means of the loss terms over held-out sentences (N, L), the accuracy of rounding x_0, the norm of embeddings.
+    """Means of the loss terms over held-out sentences (N, L), the accuracy of rounding x_0, the embeddings' health.
 
     Every run and every step is asked the same: t covers 0..T-1 evenly, the noise is always the same, and each rank
     asks its share.
@@ -42,4 +43,6 @@ def validate(model: Network, diffusion: GaussianDiffusion, held_out: Tensor, ran
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + float(value.sum())
     row = {f"val_{name}": total / len(ids) for name, total in ranks.total(sums).items()}
-    return row | {"embedding_norm": float(model.embeddings.norm(dim=1).mean())}
+    E = model.embeddings
+    health = {"rank": effective_rank(E), "angle": smallest_angle(E)}
+    return row | {"embedding_norm": float(E.norm(dim=1).mean()), **{f"embedding_{k}": v for k, v in health.items()}}
