@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import control_table
 import evaluation_table
 import recipe_table
 from common import RESULTS, ROOT
@@ -241,6 +242,7 @@ PLACES: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("docs/distributed.md", "faults", render_faults),
     ("docs/distributed.md", "parallel", render_parallel),
     ("docs/distributed.md", "projected", render_projected),
+    ("docs/control.md", "control", control_table.render),
     ("docs/evaluation.md", "animals", partial(evaluation_table.render, "animals")),
     ("docs/recipe.md", "recipe", recipe_table.render),
     ("docs/evaluation.md", "e2e", partial(evaluation_table.render, "e2e")),

@@ -11,6 +11,7 @@ from micro import Micro, train_micro
 from toy import LINES, train_flags, write_text
 
 from text_diffusion import files, train
+from text_diffusion.control import train_classifier
 from text_diffusion.launcher import WORLD_SIZE_VARIABLES
 
 
@@ -85,3 +86,13 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_text(root / "data" / f"{name}-test.txt", LINES[70:])
     monkeypatch.setattr(files, "SOURCE_ROOT", root)
     return root
+
+
+@pytest.fixture(scope="session")
+def classifier(writer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of the colours of `writer`'s sentences."""
+    folder = tmp_path_factory.mktemp("classifier")
+    labeled = write_text(folder / "labeled.tsv", [f"{line}\t{line.split()[1]}" for line in LINES])
+    argv = [str(writer), "--labeled", str(labeled), "--out", str(folder / "colours.pt"), "--steps", "250"]
+    assert train_classifier.main([*argv, "--hidden_size", "32", "--num_layers", "1", "--lr", "5e-3"]) == 0
+    return folder / "colours.pt"

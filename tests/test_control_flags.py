@@ -15,6 +15,7 @@ from toy import files, flags, one_sentence, same, write_text
 from text_diffusion import sample
 from text_diffusion.control.options import ControlConfig
 
+GUIDED = {"classifier": "CLASSIFIER", "label": "red"}
 CASES = {
     "template": Case("The [GAP] fig is [GAP].", "sentences"),
     "template_file": Case("TEMPLATES", "sentences"),
@@ -24,6 +25,13 @@ CASES = {
     "avoid": Case("The", "sentences"),
     "edit": Case("The red fig is ripe.", "sentences"),
     "edit_strength": Case(0.9, "sentences", {"edit": "The red fig is ripe."}),
+    "label": Case("red", "sentences", {"classifier": "CLASSIFIER"}),
+    "classifier": Case("/nowhere", "error", {"label": "red"}),
+    "guidance_strength": Case(0.05, "sentences", GUIDED),
+    "guidance_range": Case("0-8", "sentences", GUIDED),
+    "inner_steps": Case(2, "sentences", GUIDED),
+    "inner_lr": Case(0.5, "sentences", GUIDED | {"inner_steps": 2}),
+    "langevin": Case(True, "sentences", GUIDED | {"inner_steps": 2, "sampler": "ancestral"}),
 }
 
 
@@ -32,12 +40,17 @@ def test_table_is_complete() -> None:
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_flag_has_an_effect(name: str, writer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flag_has_an_effect(
+    name: str, writer: Path, classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     templates = write_text(tmp_path / "templates.txt", ["The red [GAP]", "[GAP] is hot."])
+    paths = {"TEMPLATES": templates, "CLASSIFIER": classifier}
     case = CASES[name]
     seen = []
     for options in (case.beside, case.beside | {name: case.value}):
-        named = {key: templates if value == "TEMPLATES" else value for key, value in options.items()}
+        if list(options) == ["classifier"]:
+            options = {}  # without a label it is an error by itself
+        named = {key: paths.get(str(value), value) for key, value in options.items()}
         usual = {"model_name_or_path": writer, "num_samples": 8, "steps": 5, "out_dir": tmp_path / "out"}
         seen.append(observe_sampling(flags(**usual | named), capsys))
     assert not same(seen[0].get(case.changes), seen[1].get(case.changes))
@@ -89,6 +102,13 @@ BAD = [
     ("edit", "The purple fig"),
     ("edit_strength", "0.3"),
     ("allow_unk", "True"),
+    ("label", "green"),
+    ("classifier", "a.pt"),
+    ("guidance_strength", "3"),
+    ("guidance_range", "0-5"),
+    ("inner_steps", "2"),
+    ("inner_lr", "0.3"),
+    ("langevin", "True"),
 ]
 
 

@@ -16,7 +16,6 @@ from text_diffusion import checkpoint
 from text_diffusion.autoregressive import Autoregressive, CausalTransformer
 from text_diffusion.checkpoint import Weights
 from text_diffusion.control.controls import Control, Plan, plan
-from text_diffusion.control.steering import Steered
 from text_diffusion.control.template import with_unknown
 from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.device import pick_device
@@ -185,6 +184,8 @@ class TextDiffusion:
         how = Sampling(**settings)
         T = self.diffusion.num_timesteps
         steered = controls if isinstance(controls, Plan) else self.plan(controls, how.sequence_len)
+        if steered.is_random and how.sampler != "ancestral":
+            raise UserError(f"Langevin steps belong to the sampler ancestral, which draws noise, found {how.sampler}")
         length = how.sequence_len or self.sequence_len
         if how.clamp_start is not None and not 1 <= how.clamp_start <= T:
             raise UserError(f"clamp_start must be between 1 and {T}, found {how.clamp_start}")
@@ -211,7 +212,11 @@ class TextDiffusion:
 
         settled = denoise if how.halt is None else Halting(denoise, self.model, how.halt)
         if steered.is_needed:
-            settled = Steered(settled, self.model, process, steered.scores, steered.accepting)
+
+            def inner_noise(s: int, k: int) -> Tensor:
+                return draw(normal, (how.seed, Stream.CONTROL, s, k), start, stop, shape, device)
+
+            settled = steered.steer(settled, self.model, process, inner_noise)
         return _without_grad(sampler(settled, process, noise))
 
     def _sampler(self, how: Sampling, levels: int) -> tuple[GaussianDiffusion, Callable[..., Iterator[Step]]]:

@@ -28,6 +28,7 @@ class Stream(IntEnum):
     SAMPLE = 5
     SPLIT = 6
     LIKELIHOOD = 7
+    CONTROL = 20
 
 
 def mix(*key: int) -> int:

@@ -147,7 +147,7 @@ def prepare(argv: Sequence[str] | None, ranks: Ranks) -> tuple[Writer, SampleCon
     if isinstance(model, TextDiffusion):
         if "steps" not in given:
             config = replace(config, steps=min(config.steps, model.diffusion.num_timesteps))
-        plans = control.plans(model, config.sequence_len)
+        plans = control.plans(model, Path(config.model_name_or_path), config.sequence_len)
         for plan in plans:
             model.denoising(0, 1, controls=plan, **asdict(sampling(config)))
     elif named := [name for name in (*OF_DIFFUSION, *asdict(control), "sequence_len", "show") if name in given]:

@@ -4,7 +4,8 @@
 
 `denoise(x_t, t, previous)` predicts x_0; `previous` is its own last prediction, which self-conditioning uses.
 `noise(s)` gives the (B, L, D) standard normal draws of level s; noise(S), S the number of levels, is the start.
-The result is the last prediction of x_0: q's first noise is never decoded.
+The result is the last prediction of x_0: q's first noise is never decoded. A denoiser that has a method `arrive`
+(`Arriving`) may also move each x_s on its arrival.
 
 `ancestral` and `ddim` draw from p(x_{t-1} | x_t). `dpm_solver` and `heun` follow to second order the flow that has the
 same marginals, dy/dr = (y - x_0) / r for y = x_t / alpha_t, r = sigma_t / alpha_t (arXiv 2206.00364, eq. 4), where
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +30,14 @@ from text_diffusion.schedules import Array
 Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 NoiseSource = Callable[[int], Tensor]
 SAMPLERS = ("auto", "ancestral", "ddim", "dpm-solver++", "heun")
+
+
+@runtime_checkable
+class Arriving(Protocol):
+    """A denoiser that moves what the sampler arrives at."""
+
+    def arrive(self, x_s: Tensor, mean: Tensor, s: int) -> Tensor:
+        """Where to go on from at level s instead of x_s, drawn around `mean`; both (B, L, D)."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,8 @@ def _walk(
         pred_xstart = denoise(x_t, t, pred_xstart)
         yield Step(diffusion.timesteps[s], x_t, pred_xstart)
         if s > 0:
-            x_t = reverse(pred_xstart, x_t, t).sample(noise(s))
+            p = reverse(pred_xstart, x_t, t)
+            x_t = _arrived(denoise, p.sample(noise(s)), p.mean, s - 1)
 
 
 def dpm_solver(
@@ -94,6 +105,7 @@ def dpm_solver(
         if previous is not None:
             D = pred_xstart + float(h / (2 * h_before)) * (pred_xstart - previous)
         x_t = float(sigma[below] / sigma[t]) * x_t - float(alpha[below] * np.expm1(-h)) * D
+        x_t = _arrived(denoise, x_t, x_t, below)
         previous, h_before = pred_xstart, h
 
 
@@ -126,6 +138,7 @@ def heun(
             yield Step(diffusion.timesteps[below], x_t, pred_xstart)
             bend = (y - pred_xstart) / float(r[below]) - slope
             x_t = float(alpha[below]) * (y + float(r[below] - r[t]) / 2 * bend)
+        x_t = _arrived(denoise, x_t, x_t, below)
 
 
 def _levels(diffusion: GaussianDiffusion) -> tuple[Array, Array]:
@@ -149,6 +162,10 @@ def _raised(
         return x_t, level
     kept = diffusion.alphas_cumprod[above] / diffusion.alphas_cumprod[level]
     return float(np.sqrt(kept)) * x_t + float(np.sqrt(1 - kept)) * noise(above), above
+
+
+def _arrived(denoise: Denoise, x_s: Tensor, mean: Tensor, s: int) -> Tensor:
+    return denoise.arrive(x_s, mean, s) if isinstance(denoise, Arriving) else x_s
 
 
 def _full(x_t: Tensor, t: int) -> Tensor:

@@ -9,6 +9,19 @@ Controls compose: demands on words are met together and without exception, gradi
 
 from __future__ import annotations
 
+from text_diffusion.control.classifier import Classifier, Label
 from text_diffusion.control.controls import Avoid, Control, Edit, Length, Scorer, Template, Want
+from text_diffusion.control.steering import InnerSteps
 
-__all__ = ["Avoid", "Control", "Edit", "Length", "Scorer", "Template", "Want"]
+__all__ = [
+    "Avoid",
+    "Classifier",
+    "Control",
+    "Edit",
+    "InnerSteps",
+    "Label",
+    "Length",
+    "Scorer",
+    "Template",
+    "Want",
+]

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from text_diffusion.control.automaton import Automaton, Builder, Demands, bare
+from text_diffusion.control.classifier import Label
 from text_diffusion.control.posterior import Accepting
-from text_diffusion.control.steering import Predict, Score, embeddings
+from text_diffusion.control.steering import InnerSteps, Predict, Score, Steered, embeddings
 from text_diffusion.control.template import Gap, Known, parse
 from text_diffusion.control.vocabulary import Vocabulary
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.modeling import TransformerNetModel
+from text_diffusion.samplers import Denoise
 
 if TYPE_CHECKING:
     from text_diffusion.generation import TextDiffusion
@@ -89,7 +91,8 @@ class _OfWords:
         return self.function(self.writer.model.get_logits(predict(x_t)).float().log_softmax(dim=-1))
 
 
-Control = Template | Length | Want | Avoid | Edit | Scorer
+T = TypeVar("T")
+Control = Template | Length | Want | Avoid | Edit | Scorer | Label | InnerSteps
 OF_WORDS = (Template, Length, Want, Avoid)
 
 
@@ -101,18 +104,37 @@ class Plan:
         scores: to follow by their gradient.
         accepting: the demands on words, if there are any.
         unknown: words of the template that the model sees as [UNK], in order.
+        update: how to follow the scores, if not by eq. (1) of `steering`.
         edit: the sentence to start from (L,) and how much noise it gets, if one is edited.
     """
 
     scores: list[Score] = field(default_factory=list)
     accepting: Accepting | None = None
     unknown: tuple[str, ...] = ()
+    update: InnerSteps | None = None
     edit: tuple[Tensor, float] | None = None
 
     @property
     def is_needed(self) -> bool:
         """Whether the denoiser has anything to follow."""
         return bool(self.scores) or self.accepting is not None
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the inner steps draw noise."""
+        return self.update is not None and self.update.langevin
+
+    def steer(
+        self,
+        denoise: Denoise,
+        model: TransformerNetModel,
+        process: GaussianDiffusion,
+        noise: Callable[[int, int], Tensor],
+    ) -> Steered:
+        """The denoiser that follows the plan."""
+        return Steered(
+            denoise, model, process, self.scores, self.accepting, self.update, noise if self.is_random else None
+        )
 
     def levels(self, diffusion_steps: int) -> int:
         """How many of the T levels of noise are walked, from the least."""
@@ -140,30 +162,29 @@ def plan(controls: Sequence[Control], writer: TextDiffusion, length: int) -> Pla
         check(automaton, demands, controls, length)
         check_sayable(automaton, writer)
         accepting = Accepting(automaton, writer.tokenizer.cls_id, writer.diffusion.device)
-    scores = [control.of(writer) for control in controls if isinstance(control, Scorer)]
-    edits = [control for control in controls if isinstance(control, Edit)]
-    if len(edits) > 1:
-        raise UserError("--edit takes one sentence to start from, found two")
-    return Plan(scores, accepting, unknown, _edited(edits[0], writer, length) if edits else None)
+    scores = [control.of(writer) for control in controls if isinstance(control, Scorer | Label)]
+    _check_labels([control for control in controls if isinstance(control, Label)])
+    update = _one(InnerSteps, controls, "--inner_steps")
+    if update is not None:
+        _check_update(update, scores)
+    edit = _one(Edit, controls, "--edit")
+    return Plan(scores, accepting, unknown, update, _edited(edit, writer, length) if edit else None)
 
 
 def gather(controls: Sequence[Control], vocabulary: Vocabulary) -> tuple[Demands, tuple[str, ...]]:
     """The demands on words, and the template's unknown words."""
-    templates = [control for control in controls if isinstance(control, Template)]
-    lengths = [control for control in controls if isinstance(control, Length)]
-    if len(templates) > 1 or len(lengths) > 1:
-        raise UserError(f"one {'--template' if len(templates) > 1 else '--length'} is expected, found two")
+    template, number = _one(Template, controls, "--template"), _one(Length, controls, "--length")
     demands, unknown = Demands(), tuple[str, ...]()
     items: tuple[Known | Gap, ...] = demands.items
-    if templates:
-        parsed = parse(templates[0].text, vocabulary, templates[0].allow_unk)
+    if template:
+        parsed = parse(template.text, vocabulary, template.allow_unk)
         items, unknown = parsed.items, parsed.unknown
-        if lengths and (high := lengths[0].high) is not None and parsed.fewest_words > high:
+        if number and number.high is not None and parsed.fewest_words > number.high:
             raise UserError(
-                f"--length {_shown(lengths[0])} contradicts --template {templates[0].text!r}, which has at least "
+                f"--length {_shown(number)} contradicts --template {template.text!r}, which has at least "
                 f"{parsed.fewest_words} words"
             )
-    number = lengths[0] if lengths else Length(1, None)
+    number = number or Length(1, None)
     if number.low < 1 or (number.high is not None and number.high < number.low):
         raise UserError(f"--length must be a number of words from 1, or a range such as 4-7, found {_shown(number)}")
     wanted: list[tuple[int, ...]] = []
@@ -191,6 +212,32 @@ def gather(controls: Sequence[Control], vocabulary: Vocabulary) -> tuple[Demands
             avoided_at[avoid.at] = avoided_at.get(avoid.at, frozenset()) | set(ids)
     length = (number.low, number.high)
     return Demands(items, length, tuple(wanted), wanted_at, frozenset(avoided), avoided_at), unknown
+
+
+def _one(kind: type[T], controls: Sequence[Control], name: str) -> T | None:
+    """The control of a kind of which there may be one."""
+    found = [control for control in controls if isinstance(control, kind)]
+    if len(found) > 1:
+        raise UserError(f"one {name} is expected, found two")
+    return found[0] if found else None
+
+
+def _check_labels(labels: Sequence[Label]) -> None:
+    for i, label in enumerate(labels):
+        for other in labels[:i]:
+            if label.classifier is other.classifier:
+                raise UserError(
+                    f"--label takes one of a classifier's labels, found {other.label!r} and {label.label!r} of the same"
+                )
+
+
+def _check_update(update: InnerSteps, scores: Sequence[Score]) -> None:
+    if update.steps < 1 or not update.lr > 0:
+        raise UserError(f"--inner_steps must be at least 1 and --inner_lr above 0, found {update.steps}, {update.lr:g}")
+    if not scores:
+        raise UserError("--inner_steps is about following a score such as --label, found none")
+    if any(isinstance(score, _OfWords) for score in scores):
+        raise UserError("--inner_steps follows classifiers; a Scorer goes through the denoiser, so leave the steps out")
 
 
 def check(automaton: Automaton, demands: Demands, controls: Sequence[Control], length: int) -> None:

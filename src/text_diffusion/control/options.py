@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from text_diffusion.config import Options, option
+from text_diffusion.control.classifier import Label, beside, load
 from text_diffusion.control.controls import Avoid, Control, Edit, Length, Plan, Template, Want
+from text_diffusion.control.steering import InnerSteps
 from text_diffusion.errors import UserError
 from text_diffusion.files import read_lines
 
@@ -30,8 +32,25 @@ class ControlConfig(Options):
     edit: str = option("", "a sentence to start from, instead of noise alone")
     edit_strength: float = option(0.5, "with --edit: how much noise it gets, 1 being all", low=0.0, high=1.0)
 
+    label: str = option("", "sentences that a classifier gives this label; a,b: of two classifiers; a|b: either")
+    classifier: str = option("", "from control.train_classifier (default: beside the weights file); of two labels: a,b")
+    guidance_strength: float = option(2.0, "with --label: factor of the gradient of log p(label)", low=0.0)
+    guidance_range: str = option("", "with --label: guide only at t within LOW-HIGH (default: everywhere)")
+    inner_steps: int = option(
+        0, "with --label: Diffusion-LM's update, so many steps on each x_t; 0: one exact step on x_0", low=0
+    )
+    inner_lr: float = option(0.1, "with --inner_steps: step size", low=0.0)
+    langevin: bool = option(False, "with --inner_steps: Langevin steps instead of Adagrad's (--sampler ancestral)")
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        defaults = {f.name: f.default for f in fields(self)}
+        for name in ("classifier", "guidance_strength", "guidance_range", "inner_steps"):
+            if getattr(self, name) != defaults[name] and not self.label:
+                raise UserError(f"--{name} is about guidance to a label, so it expects --label, found none")
+        for name in ("inner_lr", "langevin"):
+            if getattr(self, name) != defaults[name] and not self.inner_steps:
+                raise UserError(f"--{name} is about inner steps, so it expects --inner_steps, found none")
         if self.template and self.template_file:
             raise UserError("--template and --template_file exclude each other; put all templates into the file")
         if self.allow_unk and not (self.template or self.template_file):
@@ -68,13 +87,35 @@ class ControlConfig(Options):
         for line in lines:
             yield [Template(line, self.allow_unk)] if line else []
 
-    def plans(self, model: TextDiffusion, sequence_len: int) -> list[Plan]:
+    def labels(self, model: TextDiffusion, weights: Path) -> list[Control]:
+        """Guidance to labels, their classifiers loaded.
+
+        Raises:
+            UserError: a classifier or a label will not do.
+        """
+        if not self.label:
+            return []
+        labels = self.label.split(",")
+        paths = self.classifier.split(",") if self.classifier else [str(beside(weights))]
+        if len(paths) != len(labels):
+            raise UserError(f"--label and --classifier must name equally many, found {len(labels)} and {len(paths)}")
+        match = re.fullmatch(r"(\d+)-(\d+)", self.guidance_range) if self.guidance_range else None
+        if self.guidance_range and not match:
+            raise UserError(f"--guidance_range must be two timesteps such as 100-1500, found {self.guidance_range!r}")
+        low, high = (int(match[1]), int(match[2])) if match else (0, None)
+        found: list[Control] = [
+            Label(load(Path(path), model), tuple(label.split("|")), self.guidance_strength, low, high)
+            for path, label in zip(paths, labels, strict=True)
+        ]
+        return found + ([InnerSteps(self.inner_steps, self.inner_lr, self.langevin)] if self.inner_steps else [])
+
+    def plans(self, model: TextDiffusion, weights: Path, sequence_len: int) -> list[Plan]:
         """A plan for each template, or one plan; every one is checked before anything is sampled.
 
         Raises:
             UserError: the controls contradict each other, or the model cannot meet them.
         """
-        others = self.controls()
+        others = [*self.controls(), *self.labels(model, weights)]
         return [model.plan([*template, *others], sequence_len or None) for template in self.templates()]
 
 

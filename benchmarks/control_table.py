@@ -1,0 +1,36 @@
+"""The tables of docs/control.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PARTS = ("labels", "words", "infilling", "composed", "group")
+TITLES = {
+    "labels": "Each of the 10 colours, by a classifier",
+    "words": "Each of the 10 colours, by words",
+    "infilling": "Infilling",
+    "composed": "Colour, state and length at once, 10 pairs drawn at random",
+    "group": "{red, blue, green, white} as one label",
+}
+
+
+def render(results: dict[str, Any]) -> str:
+    """Success, validity, the other slots' KL and time, as Markdown."""
+    lines = [
+        "| by | samples | steps | valid and obeyed | lowest | valid | KL of the other slots, bits | ms a sentence |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    machines = []
+    for part in PARTS:
+        figures = results.get(f"control_{part}")
+        if not figures:
+            continue
+        machines.append(f"{part}: {figures['machine']}")
+        lines.append(f"| **{TITLES[part]}** (an ideal sampler: KL {figures['ideal_kl']:.3f}) | | | | | | | |")
+        for row in figures["rows"]:
+            obeyed = "" if row["name"] == "none" else f"{row['obeyed']:.2%} | {row['lowest']:.1%}"
+            lines.append(
+                f"| {row['name']} | {row['samples']:,} | {row['steps']} | {obeyed or ' | '} | {row['valid']:.2%} | "
+                f"{row['kl_bits']:.3f} | {row['ms']:.1f} |"
+            )
+    return "\n".join([*lines, "", *(f"Measured on {machine}." for machine in machines)])
