@@ -36,8 +36,10 @@ GROUP = ("red", "blue", "green", "white")
 
 
 def train(folder: Path, model: TextDiffusion, *flags: str) -> Classifier:
-    """A classifier of a slot's words, or of a group of them, by the real commands."""
-    labeled, out = folder / "labeled.tsv", folder / f"{'-'.join(flags) or 'color'}.pt"
+    """A classifier of a slot's words, or of a group of them, by the real commands; one that is there is taken."""
+    labeled, out = folder / "labeled.tsv", folder / f"{'-'.join(flags).strip('-') or 'color'}.pt"
+    if out.is_file():
+        return classifiers.load(out, model)
     with labeled.open("w") as file:
         command = [sys.executable, str(ROOT / "scripts/make_labeled.py"), *flags]
         subprocess.run(command, check=True, stdout=file, env=environment() | {"PYTHONPATH": str(ROOT / "src")})
@@ -112,7 +114,7 @@ def labels(model: TextDiffusion, folder: Path, samples: int, steps: int) -> dict
     """Each colour, by its classifier."""
     classifier = train(folder, model)
     others = ("food", "state")
-    few = max(samples // 5, 1)
+    few = max(samples // 10, 1)
     rows = [measure(model, "none", [([], lambda parsed: True)], others, few * len(COLOURS), steps)]
     variants: list[tuple[str, int, list[Control], float, dict[str, Any]]] = [
         ("score, strength 2 (default)", samples, [], 2.0, {}),
@@ -139,7 +141,7 @@ def words(model: TextDiffusion, folder: Path, samples: int, steps: int) -> dict[
             ([Avoid(other) for other in COLOURS if other != colour], is_word("color", colour)) for colour in COLOURS
         ],
     }
-    few = max(samples // 5, 1)
+    few = max(samples // 10, 1)
     rows = [
         measure(model, name, case, others, few if "avoid" in name else samples, steps) for name, case in cases.items()
     ]
@@ -197,12 +199,13 @@ def main() -> None:
     parser.add_argument("part", choices=(*PARTS, "table"))
     parser.add_argument("--samples", type=int, default=1000, help="of each of 10 colours or pairs")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--folder", type=Path, help="for the classifiers, to be used again")
     args = parser.parse_args()
     if args.part != "table":
         torch.set_num_threads(1)
         model = load_diffusion(WEIGHTS)
         with tempfile.TemporaryDirectory() as folder:
-            figures = PARTS[args.part](model, Path(folder), args.samples, args.steps)
+            figures = PARTS[args.part](model, args.folder or Path(folder), args.samples, args.steps)
         record(f"control_{args.part}", figures)
     table.write()
 

@@ -180,7 +180,7 @@ def test_controls_add_up(model: TextDiffusion, colours: Classifier) -> None:
     hot = model.tokenizer.backend.get_vocab()["Ġhot"]
     scorer = Scorer(lambda log_p: log_p[:, :, hot].logsumexp(dim=1))
     sentences = model.sample(60, steps=8, controls=[Label(colours, "new"), Want("egg"), scorer])
-    assert share(sentences, "egg") == 1.0
+    assert all(re.search(r"\begg\b", line) for line in sentences)
     assert share(sentences, "new") > 0.7
     assert sum("hot" in line for line in sentences) / 60 > 0.6
     assert sum("hot" in line for line in model.sample(60, steps=8)) / 60 < 0.5
