@@ -31,11 +31,10 @@ class ControlConfig(Options):
     avoid: str = option("", "words that must not occur, separated by commas; green@2: not as the second word")
     edit: str = option("", "a sentence to start from, instead of noise alone")
     edit_strength: float = option(0.5, "with --edit: how much noise it gets, 1 being all", low=0.0, high=1.0)
-
     label: str = option("", "sentences that a classifier gives this label; a,b: of two classifiers; a|b: either")
     classifier: str = option("", "from control.train_classifier (default: beside the weights file); of two labels: a,b")
     guidance_strength: float = option(2.0, "with --label: factor of the gradient of log p(label)", low=0.0)
-    guidance_range: str = option("", "with --label: guide only at t within LOW-HIGH (default: everywhere)")
+    guidance_range: str = option("", "with --label: guide only at t within LOW-HIGH (default: wherever it helps)")
     inner_steps: int = option(
         0, "with --label: Diffusion-LM's update, so many steps on each x_t; 0: one exact step on x_0", low=0
     )

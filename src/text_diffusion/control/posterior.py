@@ -96,9 +96,9 @@ class Accepting:
 
     def _likeliest(self, log_p: Tensor, number: Tensor) -> Tensor:
         """The most probable token of a set, by number, for each sentence: (B, V), (B,) -> (B,)."""
-        tokens = torch.empty_like(number)
-        for k, token in zip(self.single.tolist(), self.tokens, strict=True):
-            tokens[number == k] = token
+        token_of = torch.zeros(len(self.single) + len(self.large), dtype=torch.int64, device=number.device)
+        token_of[self.single] = self.tokens
+        tokens = token_of[number]
         for k, mask in zip(self.large.tolist(), self.masks, strict=True):
             rows = number == k
             tokens[rows] = log_p[rows].masked_fill(~mask, -torch.inf).argmax(dim=1)
