@@ -156,7 +156,7 @@ def infilling(model: TextDiffusion, folder: Path, samples: int, steps: int) -> d
         case: list[Any] = [([Template(template)], is_word("food", "apple"))]
         row = measure(model, template, case, others, count, steps)
         pattern = re.compile(r"The \S.* apple is \S.*\.")
-        kept = [pattern.fullmatch(line) is not None for line in model.sample(1000, steps=steps, controls=case[0][0])]
+        kept = [pattern.fullmatch(line) is not None for line in model.sample(count, steps=steps, controls=case[0][0])]
         rows.append(row | {"kept": sum(kept) / len(kept)})
     return {"rows": rows, "ideal_kl": ideal_kl(others, count)}
 

@@ -268,7 +268,7 @@ def test_foreign_classifiers(
     damaged = tmp_path / "damaged.pt"
     damaged.write_bytes(classifier.read_bytes()[:1000])
     for path, who, message in (
-        (tmp_path / "none.pt", model, "expected a classifier, found none; `python -m"),
+        (tmp_path / "none.pt", model, "--label expects a classifier, found none at .*; `python -m"),
         (writer, model, "expected a classifier, found another kind of file"),
         (classifier, other, f"expected a classifier of these weights, found that of {writer.name}"),
         (damaged, model, "truncated"),

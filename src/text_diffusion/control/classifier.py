@@ -122,8 +122,8 @@ def load(path: Path, writer: TextDiffusion) -> Classifier:
     """
     if not path.is_file():
         raise UserError(
-            f"{path}: expected a classifier, found none; `python -m text_diffusion.control.train_classifier CKPT` "
-            "makes one, and --classifier FILE names another"
+            f"--label expects a classifier, found none at {path}; `python -m text_diffusion.control.train_classifier "
+            "CKPT` makes one, and --classifier FILE names another"
         )
     contents = checkpoint.read(path)
     if not {"classifier", "labels", "for_model", "state"} <= contents.keys():
