@@ -284,7 +284,7 @@ def test_editing_with_all_noise_is_sampling(model: TextDiffusion) -> None:
         ([Want("red fig", 2)], r"--want must be a word, or a word and its number"),
         ([Want("red", 0)], "found 'red@0'"),
         ([Want("red", 60)], r"--want red@60 must fit"),
-        ([Edit("The red fig"), Edit("The")], "--edit takes one sentence"),
+        ([Edit("The red fig"), Edit("The")], "one --edit is expected, found two"),
         ([Edit("The purple fig")], "--edit has words that the model does not know: purple"),
         ([Edit("red " * 40)], "--edit must be a sentence of at most"),
         ([Edit("The red fig", 0.0)], "--edit_strength must be above 0"),
