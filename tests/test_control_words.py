@@ -14,15 +14,19 @@ from torch import Tensor
 from toy import LINES
 
 import text_diffusion
-from text_diffusion.control import Avoid, Control, Edit, Length, Template, Want
+from text_diffusion.config import ModelConfig
+from text_diffusion.control import Avoid, Control, Edit, Length, Scorer, Template, Want
 from text_diffusion.control.automaton import Builder
 from text_diffusion.control.controls import gather
 from text_diffusion.control.posterior import Accepting
 from text_diffusion.control.steering import reweighted
 from text_diffusion.control.template import with_unknown
 from text_diffusion.control.vocabulary import Vocabulary
+from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.errors import UserError
+from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.generation import TextDiffusion, load_diffusion
+from text_diffusion.schedules import named_betas
 from text_diffusion.tokenizer import Tokenizer, train_byte_level, train_word_level
 
 L = 6
@@ -250,6 +254,22 @@ def test_editing_with_all_noise_is_sampling(model: TextDiffusion) -> None:
     noise = torch.randn(2, model.sequence_len, model.model.config.in_channel)
     start = model.plan([Edit(LINES[0], 1.0)]).start(noise, model.model, process)
     torch.testing.assert_close(start, noise, rtol=0, atol=6 * float(process.sqrt_alphas_cumprod[-1]) + 0.01)
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "dpm-solver++", "heun"])
+def test_the_other_objective(sampler: str) -> None:
+    """A model that gives probabilities of words obeys too, whatever they are: its weights are random."""
+    torch.manual_seed(0)
+    tokenizer = train_word_level(LINES)
+    config = ModelConfig(objective="cross_entropy", in_channel=8, hidden_size=16, num_layers=1, num_heads=2)
+    network = WordDenoiser(config, tokenizer.vocab_size, 8).eval()
+    process = GaussianDiffusion(named_betas("log-snr", 50))
+    words = TextDiffusion(network, process, tokenizer, 8, {})
+    for name, (controls, pattern) in OBEYED.items():
+        sentences = words.sample(10, steps=6, sampler=sampler, controls=controls)
+        assert [text for text in sentences if not re.fullmatch(pattern, text)] == [], name
+    scorer = Scorer(lambda log_p: log_p[:, :, 7].logsumexp(dim=1))
+    assert words.sample(5, steps=6, sampler=sampler, controls=[scorer]) != words.sample(5, steps=6, sampler=sampler)
 
 
 # What contradicts itself

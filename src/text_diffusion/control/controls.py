@@ -15,6 +15,7 @@ from text_diffusion.control.posterior import Accepting
 from text_diffusion.control.steering import InnerSteps, Predict, Score, Steered, embeddings
 from text_diffusion.control.template import Gap, Known, parse
 from text_diffusion.control.vocabulary import Vocabulary
+from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.modeling import TransformerNetModel
@@ -88,6 +89,8 @@ class _OfWords:
 
     def log_prob(self, x_t: Tensor, timesteps: Tensor, predict: Predict) -> Tensor:
         """The function of the predicted words."""
+        if isinstance(self.writer.model, WordDenoiser):
+            return self.function(self.writer.model.log_probs(x_t, timesteps))
         return self.function(self.writer.model.get_logits(predict(x_t)).float().log_softmax(dim=-1))
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from text_diffusion.control.posterior import Accepting
+from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.samplers import Denoise
@@ -89,10 +90,16 @@ class Steered:
         pred_xstart = self.follow_scores(x_t, t, previous) if by_score else self.denoise(x_t, t, previous)
         if self.accepting is None:
             return pred_xstart
-        log_p = self.model.get_logits(pred_xstart).float().log_softmax(dim=-1)
+        log_p = self.log_probs(x_t, t, previous, pred_xstart)
         if int(t[0]) == 0:
             return self.model.get_embeds(self.accepting.best(log_p))
         return reweighted(pred_xstart, log_p.exp(), self.accepting.posterior(log_p), embeddings(self.model))
+
+    def log_probs(self, x_t: Tensor, t: Tensor, previous: Tensor | None, pred_xstart: Tensor) -> Tensor:
+        """log p(w_l = v | x_t), (B, L, V): the model's own, or as its head reads the prediction."""
+        if isinstance(self.model, WordDenoiser):  # its head reads words at the smallest noise, not means of several
+            return self.model.log_probs(x_t, self.process.network_time(t), previous)
+        return self.model.get_logits(pred_xstart).float().log_softmax(dim=-1)
 
     def has_scores(self, s: int) -> bool:
         """Whether scores are followed at level s."""

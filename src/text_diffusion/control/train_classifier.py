@@ -81,7 +81,9 @@ def encode(rows: Sequence[tuple[str, str]], labels: Sequence[str], writer: TextD
 
 def noised(writer: TextDiffusion, ids: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """x_t of sentences (B, L), as in training; noise (B, 2, L, D)."""
-    x_start = writer.diffusion.q_start(writer.model.get_embeds(ids)).sample(noise[:, 0])
+    x_start = writer.model.get_embeds(ids)
+    if writer.model.noisy_start:
+        x_start = writer.diffusion.q_start(x_start).sample(noise[:, 0])
     return writer.diffusion.q_sample(x_start, t, noise[:, 1])
 
 
