@@ -75,9 +75,9 @@ def measure(
 ) -> dict[str, Any]:
     """Of `samples` sentences of each case: the share that are sentences and obey, and the other slots' KL, pooled."""
     obeyed, valid, pooled, shares, seconds = 0, 0, list[str](), list[float](), 0.0
-    for controls, is_obeyed in cases:
+    for seed, (controls, is_obeyed) in enumerate(cases):  # else all cases would meet the same noise
         started = time.perf_counter()
-        sentences = model.sample(samples, steps=steps, controls=controls, **settings)
+        sentences = model.sample(samples, steps=steps, controls=controls, seed=seed, **settings)
         seconds += time.perf_counter() - started
         parsed = [GRAMMAR.parse(line) for line in sentences]
         good = sum(words is not None and is_obeyed(words) for words in parsed)
