@@ -56,15 +56,17 @@ class TrainState:
             "step": self.step,
             "seconds": self.seconds,
             "optimizer": {} if sharded else self.optimizer.state_dict(),
-            "emas": [
-                {"rate": ema.rate, "updates": ema.updates, "state": {} if sharded else contents["state"]}
-                for ema, (_, contents) in zip(self.emas, weights[1:], strict=False)
-            ],
             "timestep_sampler": self.timestep_sampler.state_dict(),
             "loss_by_timestep": self.loss_by_timestep.state_dict(),
         }
+        if ranks.first:
+            opt = frozen(opt | extra)
+            opt["emas"] = [  # the copies that go into the weights files too
+                {"rate": ema.rate, "updates": ema.updates, "state": {} if sharded else contents["state"]}
+                for ema, (_, contents) in zip(self.emas, weights[1:], strict=True)
+            ]
         shards = {name: tensor.detach().clone() for name, tensor in self._shards().items()} if sharded else {}
-        return Snapshot(run, self.step, weights, frozen(opt | extra) if ranks.first else {}, shards)
+        return Snapshot(run, self.step, weights, opt if ranks.first else {}, shards)
 
     def restore(self, folder: Path, opt: dict[str, Any]) -> None:
         """Take back what a snapshot kept, but for the weights, which `new_state` begins with.
