@@ -37,7 +37,7 @@ setup(
     ],
     package_dir={"": "src"},
     packages=find_packages("src", include=["text_diffusion", "text_diffusion.*"]),
-    package_data={"text_diffusion": ["py.typed"]},
+    package_data={"text_diffusion": ["py.typed", "visual/*.css", "visual/*.js"]},
     python_requires=">=3.11",
     install_requires=["torch>=2.11", "numpy>=1.26", "tokenizers>=0.20", "tqdm>=4.66"],
     extras_require={
@@ -45,6 +45,7 @@ setup(
         "fsdp": ["safetensors>=0.4"],
         "mpi": ["mpich>=4.2", "mpi4py>=4.0"],
         "remote": ["blobfile>=3.0"],
+        "viz": ["matplotlib>=3.9", "pillow>=10.1", "rich>=13.7"],
         "track": ["tensorboard>=2.18", "wandb>=0.18"],
         "dev": re.findall(r"^\w.*", read("requirements-dev.txt"), re.MULTILINE),
     },

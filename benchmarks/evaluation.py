@@ -5,7 +5,9 @@ python benchmarks/evaluation.py e2e FOLDER [--weights CKPT]       the CSV files 
 python benchmarks/evaluation.py table                             only write the tables again, from results.json
 python benchmarks/evaluation.py split FOLDER OUT                  only write OUT/e2e-train.txt and OUT/e2e-test.txt
 
-Weights given must have been trained on the same training text (for E2E: that of `split`, also by --train_txt_path).
+--teacher CKPT, trained with --objective autoregressive, judges by perplexity and writes a text too; without it a
+counted model of word triples judges. Weights must have been trained on the same text (for E2E: that of `split`, also by
+--train_txt_path).
 The tables go to docs/evaluation.md.
 """
 
@@ -30,10 +32,12 @@ import table
 from common import ROOT, record, train
 
 from text_diffusion import evaluate, figures, load
+from text_diffusion.figures import Scorer
 from text_diffusion.files import read_lines
 from text_diffusion.grammar import Grammar
 from text_diffusion.metrics import Floats
 from text_diffusion.ngrams import Ints, words_of
+from text_diffusion.teacher import load_teacher
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def write_split(task: Task, folder: Path) -> None:
         (folder / f"{task.name}-{part}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def judge(task: Task, texts: dict[str, list[str]], teacher: CountedTeacher) -> dict[str, Any]:
+def judge(task: Task, texts: dict[str, list[str]], teacher: Scorer) -> dict[str, Any]:
     """Each text through the whole suite, with the seconds that takes."""
     results = {}
     for name, lines in texts.items():
@@ -166,16 +170,21 @@ def where_better(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     return [key for key in both if badness(a["figures"][key])[1] < badness(b["figures"][key])[0]]
 
 
-def run(task: Task, weights: Path | None, n: int, calls: Sequence[int]) -> None:
+def run(
+    task: Task, weights: Path | None, judge_weights: Path | None, n: int, written: int, calls: Sequence[int]
+) -> None:
     """Everything of one corpus; the figures go to results.json."""
     rng = np.random.default_rng(0)
     half = len(task.test) // 2
-    teacher = CountedTeacher(task.train)
-    texts = cheats(task.train, n, teacher, rng)
+    counted = CountedTeacher(task.train)
+    teacher: Scorer = counted if judge_weights is None else load_teacher(str(judge_weights))
+    texts = cheats(task.train, n, counted, rng)
     cheaters = list(texts)
     if task.grammar is not None:
         texts["an ideal sampler"] = task.grammar.sample(n, rng)
-    texts |= model_samples(task, weights, n, calls) if calls else {}
+    if judge_weights is not None:
+        texts["the autoregressive teacher"] = load(str(judge_weights)).sample(written)
+    texts |= model_samples(task, weights, written, calls) if calls else {}
     results = judge(task, texts, teacher)
     model = results[list(texts)[-1]]
     # Real text as if a sampler had written it: half of the test lines, beside the other half.
@@ -186,7 +195,8 @@ def run(task: Task, weights: Path | None, n: int, calls: Sequence[int]) -> None:
         cheat = results[name]
         better[name] = {"cheat": where_better(cheat, model), "model": where_better(model, cheat)}
         print(f"{name}: better than the model on {better[name]['cheat']}, the model on {better[name]['model']}")
-    record(f"evaluation-{task.name}", {"samples": n, "results": results, "better": better})
+    about = {"samples": n, "written": written, "teacher": "counted" if judge_weights is None else "autoregressive"}
+    record(f"evaluation-{task.name}", about | {"results": results, "better": better})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -196,7 +206,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="for `e2e` and `split`")
     parser.add_argument("out", type=Path, nargs="?", help="for `split`")
     parser.add_argument("--weights", type=Path, help="of a diffusion model trained on the same lines")
+    parser.add_argument("--teacher", type=Path, help="weights of a model that writes left to right, likewise")
     parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--written", type=int, default=10_000, help="lines that each of the trained models writes")
     parser.add_argument(
         "--calls", default="1,4,20", help="sampling steps, separated by commas; the last is the model's"
     )
@@ -208,7 +220,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         write_split(restaurants(args.folder), args.out)
     elif args.part != "table":
-        run(animals() if args.part == "animals" else restaurants(args.folder), args.weights, args.samples, calls)
+        task = animals() if args.part == "animals" else restaurants(args.folder)
+        run(task, args.weights, args.teacher, args.samples, args.written, calls)
     table.write()
 
 

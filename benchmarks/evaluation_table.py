@@ -31,6 +31,8 @@ def render(corpus: str, results: dict[str, Any]) -> str:
             f"- {cheat}: better than the model on {names(won['cheat'])}, the model better on {names(won['model'])}."
         )
     slowest = max(result["seconds"] for result in judged.values())
+    if part.get("written", part["samples"]) != part["samples"]:
+        lines += ["", f"The trained models wrote {part['written']:,} lines each."]
     lines += ["", f"The whole suite took at most {slowest:.0f} s a text. Measured on {part['machine']}."]
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import control_table
 import evaluation_table
+import likelihood_table
 import recipe_table
 from common import RESULTS, ROOT
 
@@ -246,6 +247,9 @@ PLACES: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("docs/evaluation.md", "animals", partial(evaluation_table.render, "animals")),
     ("docs/recipe.md", "recipe", recipe_table.render),
     ("docs/evaluation.md", "e2e", partial(evaluation_table.render, "e2e")),
+    ("docs/evaluation.md", "likelihood", likelihood_table.render),
+    ("docs/evaluation.md", "micro", likelihood_table.render_micro),
+    ("docs/evaluation.md", "calibration", likelihood_table.render_calibration),
 )
 
 

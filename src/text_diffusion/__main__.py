@@ -12,6 +12,7 @@ COMMANDS = {
     "sample": ("sample", "write sentences (scripts/text_sample.sh)"),
     "evaluate": ("evaluate", "measure samples beside real text"),
     "likelihood": ("likelihood", "how many bits a model needs for a text"),
+    "report": ("report", "write a page about a run, or compare several"),
     "train-word-level": ("tokenizer", "train a word-level tokenizer (src/utils/custom_tokenizer.py)"),
     "train-byte-level": ("tokenizer", "train a byte-level tokenizer"),
 }

@@ -175,6 +175,7 @@ class EvaluateConfig(Options):
     reference: str = option("", "held-out real text, one sentence a line")
     train: str = option("", "the training text, to tell new sentences from copies")
     grammar: str = option("", "JSON file of the language, if it is known; of X-test.txt, X/grammar.json beside it")
+    checkpoint: str = option("", "weights of a teacher, trained with --objective autoregressive, for `perplexity`")
     json: str = option("", "write every figure to this file too, as JSON")
     markdown: str = option("", "write the table to this file too")
     seed: int = option(0, "seed of the random halves behind the intervals", low=0, high=2**32 - 1)
@@ -198,6 +199,23 @@ class LikelihoodConfig(Options):
     json: str = option("", "file to write all figures to, line by line too")
     batch_size: int = option(0, "sentences at once; 0: chosen", low=0)
     seed: int = option(0, "seed of the paths", low=0, high=2**32 - 1)
+    tokenizer: str = option("", "vocabulary file, for a weights file of the original that carries none")
+    device: str = option("auto", "auto, cpu, cuda or mps", choices=("auto", "cpu", "cuda", "mps"))
+    gpu: str = option("all", "GPUs to use, separated by commas, or all")
+
+
+@dataclass(frozen=True)
+class ReportConfig(Options):
+    """Reports (`report`)."""
+
+    samples: int = option(1000, "sentences behind the evaluation and each point of quality against steps", low=1)
+    steps: int = option(20, "network calls of these sentences (at most T)", low=1)
+    show: int = option(8, "sentences in the player", low=1, high=40)
+    frames: int = option(40, "network calls of the player, a picture each (at most T)", low=2, high=400)
+    seed: int = option(10708, "seed of the noise", low=0, high=2**32 - 1)
+    out: str = option("", "page to write; report.html in the run's folder, of several compare.html in the first's")
+    checkpoint: str = option("", "weights of a teacher, trained with --objective autoregressive, for `perplexity`")
+    play: bool = option(False, "also play the sentences in the terminal")
     tokenizer: str = option("", "vocabulary file, for a weights file of the original that carries none")
     device: str = option("auto", "auto, cpu, cuda or mps", choices=("auto", "cpu", "cuda", "mps"))
     gpu: str = option("all", "GPUs to use, separated by commas, or all")

@@ -8,6 +8,7 @@ from typing import Any
 
 from text_diffusion.generation import TextDiffusion
 from text_diffusion.samplers import Step
+from text_diffusion.visible import visible
 
 STAGES = 8
 CLEAR_LINE, UP = "\x1b[2K", "\x1b[{}A"
@@ -37,7 +38,7 @@ class Display:
         if not self.count or not (self.in_place or last or self.done in self.stages or self.done == 1):
             return
         x = step.pred_xstart if last else step.x_t
-        lines = self.model.decode(x[: self.count], whole=not last)
+        lines = [visible(line) for line in self.model.decode(x[: self.count], whole=not last)]
         if not self.in_place:
             print("\n".join(f"t {step.t:>5}  {line}" for line in lines), file=sys.stderr)
             return

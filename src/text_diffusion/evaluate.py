@@ -1,6 +1,6 @@
 """How good are samples? Every figure with its interval, beside held-out real text and, if known, an ideal sampler.
 
-python -m text_diffusion.evaluate SAMPLES --reference FILE [--train FILE]
+python -m text_diffusion.evaluate SAMPLES --reference FILE [--train FILE] [--checkpoint CKPT]
 
 SAMPLES is any text, one sentence a line, also another program's; of a .jsonl file, the "text" of each line.
 docs/evaluation.md says what each figure can and cannot tell.
@@ -22,6 +22,7 @@ from text_diffusion.figures import Estimate, Evaluation, Figure, Row
 from text_diffusion.files import check_writable, read_lines, write_atomically
 from text_diffusion.grammar import Grammar
 from text_diffusion.remote import local
+from text_diffusion.teacher import load_teacher
 
 
 def read_samples(path: Path) -> list[str]:
@@ -159,18 +160,20 @@ def command(argv: Sequence[str] | None) -> None:
     samples, reference = read_samples(local(given["samples"])), read_lines(local(config.reference))
     train = read_lines(local(config.train)) if config.train else None
     grammar = find_grammar(config.grammar, Path(config.reference))
+    scorer = load_teacher(config.checkpoint) if config.checkpoint else None
     for path in outputs:
         if path.is_dir():
             raise UserError(f"{path}: expected a file to write to, found a folder")
         check_writable(path.parent)
 
-    result = figures.evaluate(samples, reference, train=train, grammar=grammar, seed=config.seed)
+    result = figures.evaluate(samples, reference, train=train, grammar=grammar, scorer=scorer, seed=config.seed)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     text = as_text(result)
     print(text)
     if config.json:
         about = {"samples": given["samples"], "reference": config.reference, "train": config.train, "seed": config.seed}
+        about["teacher"] = config.checkpoint
         contents = json.dumps(about | as_json(result), indent=1, allow_nan=False) + "\n"
         write_atomically(Path(config.json), lambda file: file.write(contents.encode()))
     if config.markdown:

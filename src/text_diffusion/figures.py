@@ -222,7 +222,7 @@ def evaluate(
     if scorer is not None:
         measures["perplexity"] = _perplexity(*scorer(lines.lines))
     else:
-        _leave_out(result, "no teacher is given", "perplexity")
+        _leave_out(result, "no teacher is given (--checkpoint CKPT)", "perplexity")
 
     for key, figure in FIGURES.items():
         if key in measures:

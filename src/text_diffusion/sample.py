@@ -28,6 +28,7 @@ from text_diffusion.files import check_writable, write_atomically
 from text_diffusion.generation import Sampling, TextDiffusion, Writer, writer_of
 from text_diffusion.memory import in_batches, keep_freed_memory
 from text_diffusion.remote import Mirror, cache_of, is_remote, local
+from text_diffusion.visible import visible
 
 PRINTED = 10  # sentences on standard output; the file has them all
 OF_DIFFUSION = ("steps", "sampler", "spacing", "eta", "churn", "top_p", "clamp", "clamp_start", "halt", "temperature")
@@ -166,7 +167,7 @@ def write(sentences: Sequence[str], text: bytes, path: Path, mirror: Mirror | No
         mirror.push()
         mirror.lock.release()
     for sentence in sentences[:PRINTED]:
-        print(sentence)
+        print(visible(sentence))
     if len(sentences) > PRINTED:
         print(f"... and {len(sentences) - PRINTED} more")
     print(f"written the decoded output to {f'{mirror.url}/{path.name}' if mirror else path}")

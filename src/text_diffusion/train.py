@@ -32,6 +32,7 @@ from text_diffusion.state import TrainState
 from text_diffusion.step import train_step
 from text_diffusion.tracking import Tracker, clock
 from text_diffusion.validation import validate
+from text_diffusion.visible import visible
 
 COMING = ("init_pretrained", "pretrained_embeddings", "freeze_embeddings")  # the script's arguments pass through
 
@@ -122,7 +123,7 @@ def evaluate(run: Run, state: TrainState, tracker: Tracker | None) -> None:
         {"steps": min(20, run.diffusion.num_timesteps)} if isinstance(writer, TextDiffusion) else {}
     )
     for sentence in writer.sample(4, **settings):
-        tracker.say(f"    {sentence}")
+        tracker.say(f"    {visible(sentence)}")
 
 
 @contextmanager

@@ -1,0 +1,412 @@
+"""`report`: a page of any run, also of half of one, on the core requirements too; all text in it is text."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy import LINES, SIZES, flags, one_sentence, train_flags, write_text
+
+from text_diffusion import figures, report, train
+from text_diffusion.generation import TextDiffusion, load, load_diffusion
+from text_diffusion.visible import visible
+from text_diffusion.visual import terminal
+from text_diffusion.visual.charts import Chart, Series, shown, svg, ticks
+from text_diffusion.visual.folder import latest_weights, read_metrics, thinned
+from text_diffusion.visual.pictures import LARGEST, animate
+from text_diffusion.visual.recording import Frame, Word, plain, record
+
+FEW = {"samples": 60, "steps": 4, "frames": 5, "show": 3}
+EVIL = "<script>hacked=1</script>", "<img/src=x/onerror=hacked=1>", "\x1b[31mred\x07", "</script><b>", "&amp;"
+
+
+@pytest.fixture(autouse=True)
+def _fewer_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "HALVES", 4)
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of a complete run, with more held-out lines than it had."""
+    folder = shutil.copytree(trained, tmp_path / "run")
+    write_text(folder / "toy-test.txt", LINES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose words are HTML and escape codes."""
+    folder = tmp_path_factory.mktemp("evil")
+    lines = [f"{a} {b} {c}" for a in EVIL for b in EVIL for c in ("one", "two", "three")]
+    corpus = write_text(folder / "evil.txt", lines)
+    assert train.main(train_flags(corpus, folder / "run", steps=4, save_interval=4, eval_interval=4)) == 0
+    return folder / "run"
+
+
+def made(*runs: Path, **options: Any) -> int:
+    return report.main([*map(str, runs), *flags(**FEW | options)])
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its headings, text, and whatever it would load."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.headings: list[str] = []
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.data: list[str] = []
+        self.open = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.open = tag
+        self.loads += [str(value) for name, value in attrs if name in ("src", "href", "action") and value != "data:,"]
+
+    def handle_data(self, data: str) -> None:
+        if self.open == "h2" and data.strip():
+            self.headings.append(data)
+        if self.open not in ("script", "style"):
+            self.data.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.data)
+
+
+def read(path: Path) -> Page:
+    html = path.read_text(encoding="utf-8")
+    assert "http:" not in html
+    assert "https:" not in html
+    page = Page(html)
+    assert page.loads == []
+    return page
+
+
+def frames_of(path: Path) -> list[dict[str, Any]]:
+    found = re.findall(r'<script type="application/json" id="[\w-]+">(.*?)</script>', path.read_text(encoding="utf-8"))
+    return [json.loads(text) for text in found]
+
+
+def lines_of(data: dict[str, Any], frame: int, view: str = "noisy") -> list[str]:
+    """Sentences as the player puts them together."""
+    texts = []
+    for row in data["frames"][frame][view]:
+        words = [data["words"][number] for number in row[::2]]
+        texts.append("".join(" " * space + text for text, space in words).strip())
+    return texts
+
+
+# A whole run
+
+
+def test_a_whole_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert made(run) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"written the report to {run / 'report.html'}\n"
+    page = read(run / "report.html")
+    assert page.headings == [
+        "From noise to words",
+        "Samples",
+        "Evaluation",
+        "Quality against steps",
+        "Calibration",
+        "Training",
+        "Word embeddings",
+        "Settings",
+    ]
+    for title in ("Loss, term by term", "Loss by noise level", "Learning rate", "Gradient norm", "Norms of the"):
+        assert title in page.text
+    for term in ("decoder_nll", "tT_loss", "quarter 4: most noise", "self-BLEU".capitalize(), "no figure of", "step 6"):
+        assert term in page.text or "worse than real text" in page.text
+    drawn = {path.name for path in (run / "report").iterdir()}
+    assert {"loss.png", "noise.png", "lr.png", "grad_norm.png", "quality.png", "player.gif"} <= drawn
+    assert all(path.stat().st_size > 1000 for path in (run / "report").iterdir())
+
+
+def test_player_ends_in_the_samples(writer: Path, tmp_path: Path) -> None:
+    """And begins in noise; frames are as many as asked for, confidences are percentages."""
+    out = tmp_path / "page.html"
+    assert made(writer, out=out) == 0
+    (data,) = frames_of(out)
+    model = load_diffusion(writer)
+    assert len(data["frames"]) == 5
+    sentences = model.sample(3, steps=5)
+    assert lines_of(data, -1) == lines_of(data, -1, "guess") == sentences
+    assert lines_of(data, 0) != sentences
+    noise = [frame["noise"] for frame in data["frames"]]
+    assert noise == sorted(noise, reverse=True)
+    sure = [c for frame in data["frames"] for view in ("noisy", "guess") for row in frame[view] for c in row[1::2]]
+    assert min(sure) >= 0
+    assert max(sure) <= 100
+    page = read(out)
+    for sentence in model.sample(5, steps=4):
+        assert sentence in page.text
+
+
+@torch.no_grad()
+def test_confidence_is_that_of_the_head(writer: Path) -> None:
+    """Word by word, from the steps themselves."""
+    model = load_diffusion(writer)
+    frames = record(model, 2, 4, 7)
+    for frame, step in zip(frames[:-1], model.denoising(0, 2, steps=4, seed=7), strict=False):
+        p = model.model.get_logits(step.pred_xstart).softmax(dim=-1)
+        for b, words in enumerate(frame.guess):
+            assert frame.t == step.t
+            for place, word in enumerate(words, 1):
+                assert word.confidence == pytest.approx(float(p[b, place].max()), abs=1e-6)
+
+
+# Half a run
+
+
+def test_weights_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the shipped ones are."""
+    (run / "metrics.jsonl").unlink()
+    (run / "training_args.json").unlink()
+    assert made(run) == 0
+    page = read(run / "report.html")
+    assert "there is no metrics.jsonl in this folder" in page.text
+    assert "Training" not in page.headings
+    assert "Evaluation" in page.headings  # the weights know where their text is
+    assert "left out: training curves" in capsys.readouterr().err
+
+
+def test_a_run_in_progress(run: Path) -> None:
+    """No weights yet; the last row is being written, an earlier one is damaged."""
+    for path in run.glob("*.pt"):
+        path.unlink()
+    metrics = run / "metrics.jsonl"
+    lines = metrics.read_text().splitlines()
+    metrics.write_text("\n".join([lines[0], "{broken", "[1]", *lines[1:], lines[-1][:20]]))
+    assert made(run) == 0
+    page = read(run / "report.html")
+    assert page.headings == ["Training", "Settings", "Not here"]
+    assert "2 lines of metrics.jsonl are not rows of numbers" in page.text
+    assert "there are no weights in this folder yet" in page.text
+
+
+@pytest.mark.parametrize("contents", ["", '{"step": 5, "lo', "\n\n", '{"step": 5, "loss": NaN}\n'])
+def test_hardly_any_metrics(run: Path, contents: str) -> None:
+    (run / "metrics.jsonl").write_text(contents)
+    assert made(run) == 0
+    page = read(run / "report.html")
+    assert "Training" not in page.headings
+    assert ("metrics.jsonl has no whole row yet" in page.text) == ("NaN" not in contents)
+
+
+def test_without_its_texts(run: Path) -> None:
+    for path in run.glob("toy-*.txt"):
+        path.unlink()
+    assert made(run) == 0
+    assert "the held-out text of the run was not found" in read(run / "report.html").text
+
+
+def test_on_the_core_requirements(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What an extra adds is left out by name; the page is there."""
+    original = builtins.__import__
+
+    def without_extras(name: str, *rest: Any) -> Any:
+        if name.split(".")[0] in ("matplotlib", "PIL", "rich", "wordllama"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name.split(".")[0])
+        return original(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without_extras)
+    assert made(run) == 0
+    page = read(run / "report.html")
+    for what in ("PNG plots", "GIF of the player"):
+        assert what in page.text
+    assert "matplotlib is not there, of the extra viz: pip install 'text-diffusion[viz]'" in page.text
+    assert "Training" in page.headings
+    assert not (run / "report").exists()
+    assert "left out: PNG plots" in capsys.readouterr().err
+
+
+def test_without_rich_there_is_no_playing(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def import_module(name: str) -> Any:
+        raise ModuleNotFoundError(name=name)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    assert made(run, play=True) == 1
+    assert "--play needs rich, of the extra viz" in one_sentence(capsys.readouterr().err)
+    assert not (run / "report.html").exists()
+
+
+def test_left_to_right(corpus: Path, tmp_path: Path) -> None:
+    """A model without noise has samples and figures, and no player."""
+    options = {name: value for name, value in SIZES.items() if name not in ("num_channels", "diffusion_steps")}
+    options |= {"dataset": corpus, "checkpoint_path": tmp_path / "run", "objective": "autoregressive", "steps": 2}
+    assert train.main(flags(**options)) == 0
+    assert made(tmp_path / "run", checkpoint=tmp_path / "run" / "ema_0.9_000002.pt") == 0
+    page = read(tmp_path / "run" / "report.html")
+    assert "this model writes left to right, without noise" in page.text
+    assert {"Samples", "Evaluation", "Training", "Word embeddings"} <= set(page.headings)
+    assert "From noise to words" not in page.headings
+
+
+# Several runs
+
+
+def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
+    """Settings that differ, a column each; folders of the same name go by their paths."""
+    other = shutil.copytree(run, tmp_path / "deeper" / "run")
+    settings = json.loads((other / "training_args.json").read_text())
+    settings["train"]["lr"] = 0.125
+    (other / "training_args.json").write_text(json.dumps(settings))
+    assert made(run, other) == 0
+    page = read(run / "compare.html")
+    assert "Settings that differ" in page.headings
+    assert "0.125" in page.text
+    assert "hidden_size" not in page.text
+    assert page.text.count(str(other)) > 3
+    assert len(frames_of(run / "compare.html")) == 2
+    assert "Learning rate" in page.text
+    assert (run / "compare" / "loss.png").is_file()
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["{tmp}/none"], "none: expected the folder of a run, found nothing"),
+        (["{tmp}"], "found neither metrics.jsonl nor weights"),
+        ([], "RUN"),
+        (["{tmp}/text.txt"], "text.txt: expected a whole checkpoint"),
+        (["{run}", "{tmp}/none"], "none: expected the folder of a run"),
+        (["{run}", "--out", "{tmp}"], "expected a file to write to, found a folder"),
+        (["{run}", "--frames", "1"], "--frames must be between 2 and 400"),
+        (["{run}", "--checkpoint", "{run}/model000006.pt"], "expected a teacher"),
+    ],
+)
+def test_bad_input(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    write_text(tmp_path / "text.txt", ["no weights"])
+    (tmp_path / "empty").mkdir()
+    before = sorted(path for path in tmp_path.rglob("*"))
+    places = {"{tmp}": str(tmp_path / "empty")}
+    given = [places.get(argument, argument).format(tmp=tmp_path, run=run) for argument in arguments]
+    assert report.main(given) == 1
+    assert expected in one_sentence(capsys.readouterr().err)
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_damaged_weights(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "ema_0.9_000006.pt").write_bytes(b"no")
+    assert made(run) == 1
+    assert "expected a whole checkpoint" in one_sentence(capsys.readouterr().err)
+    assert not (run / "report.html").exists()
+
+
+def test_html_and_escape_codes_are_text(evil: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the page no tag comes from the corpus; on the terminal no escape code does."""
+    assert made(evil, out=tmp_path / "page.html", play=True) == 0
+    captured = capsys.readouterr()
+    assert "\x07" not in captured.out + captured.err
+    assert "\x1b" not in captured.out + captured.err
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "\x1b" not in html
+    page = read(tmp_path / "page.html")
+    assert "img" not in page.tags
+    assert page.tags.count("script") == 2  # the player's data, and the page's own
+    assert "hacked" in page.text
+    assert "␛" in page.text
+    (data,) = frames_of(tmp_path / "page.html")
+    assert lines_of(data, -1) == [
+        visible(line) for line in load_diffusion(latest_weights(evil) or "").sample(3, steps=5)
+    ]
+
+
+# Parts
+
+
+def test_visible_keeps_what_is_harmless() -> None:
+    assert visible("déjà 語 <b> 'x'") == "déjà 語 <b> 'x'"
+    assert visible("\x1b]0;title\x07\x9b2J\x7f\u202e") == "␛]0;title␇�2J␡�"
+
+
+def test_reading_metrics(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "m", ['{"step": 2, "loss": 1}', "5", '{"step": 1, "loss": null, "lr": 0.5}'])
+    assert read_metrics(path) == ([{"step": 1, "lr": 0.5}, {"step": 2, "loss": 1}], 1)
+
+
+def test_latest_weights_are_the_averaged_ones_of_the_last_step(tmp_path: Path) -> None:
+    for name in ("model000900.pt", "ema_0.9_000900.pt", "ema_0.9999_001000.pt", "model001000.pt", "opt002000.pt"):
+        (tmp_path / name).touch()
+    assert latest_weights(tmp_path) == tmp_path / "ema_0.9999_001000.pt"
+
+
+def test_thinned_keeps_means() -> None:
+    x, y = thinned(range(1000), [2.0 * i for i in range(1000)], 100)
+    assert len(x) == 100
+    assert x[0] == 4.5
+    assert y == [2 * value for value in x]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log", "expected"),
+    [
+        (0, 1, False, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (-3, 12, False, [0, 5, 10]),
+        (0.02, 0.6, True, [0.02, 0.05, 0.1, 0.2, 0.5]),
+        (1e-7, 1, True, [1e-6, 1e-4, 1e-2, 1]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, log: bool, expected: list[float]) -> None:
+    assert ticks(low, high, log) == pytest.approx(expected) or len(ticks(low, high, log)) >= 4
+
+
+def test_svg_puts_points_where_they_belong() -> None:
+    """Equal factors are equally far apart on a logarithmic axis; what it cannot show is left out."""
+    chart = Chart("k", "t<", "x", "", [Series("a&b", [1, 2, 3, 4], [1, 10, 100, -5], points=True)], log_y=True)
+    drawn = svg(chart)
+    y = [float(value) for value in re.findall(r'cy="([\d.]+)"', drawn)]
+    assert len(y) == 3
+    assert y[0] - y[1] == pytest.approx(y[1] - y[2], abs=0.2)
+    assert y[0] > y[1]
+    assert "a&amp;b" in drawn
+    assert "t&lt;" in drawn
+
+
+def test_numbers_are_short() -> None:
+    assert [shown(value) for value in (0, 0.25, 1234.5, 25_000, 2e-7)] == ["0", "0.25", "1.23e+03", "25k", "2e-7"]
+    assert shown(0.975, "%") == "97.5 %"
+
+
+def test_gif_is_small_enough_whatever_it_shows(tmp_path: Path) -> None:
+    """Sixty frames of words that change all the time would be some megabytes."""
+    from PIL import Image
+
+    def words(seed: int) -> list[Word]:
+        return [Word(f"w{(seed * 7919 + i * 104729) % 99991}", True, (seed * i % 9) / 8) for i in range(60)]
+
+    frames = [Frame(t, 0.5, [words(t * 31 + line) for line in range(8)], []) for t in range(60)]
+    animate(frames, tmp_path / "player.gif")
+    assert (tmp_path / "player.gif").stat().st_size <= LARGEST
+    with Image.open(tmp_path / "player.gif") as image:
+        assert getattr(image, "n_frames", 1) >= 4
+
+
+def test_terminal_shows_every_word(writer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = load(writer)
+    assert isinstance(model, TextDiffusion)
+    frames = record(model, 2, 4, 1)
+    terminal.play(frames, pause=0)
+    err = capsys.readouterr().err
+    assert "step 4 of 4" in err
+    for words in frames[-1].noisy:
+        assert plain(words) in err
+    assert LINES
