@@ -25,7 +25,8 @@ from text_diffusion.errors import Refused, UserError
 from text_diffusion.launcher import Place, find_place, first_host
 from text_diffusion.lock import FolderLock
 
-has_mpi = pytest.mark.skipif(shutil.which("mpiexec") is None, reason="no mpiexec: pip install mpich mpi4py")
+MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+has_mpi = pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec: pip install mpich mpi4py")
 
 
 def free_port() -> int:
@@ -68,6 +69,7 @@ def wait_for(path: Path, processes: list[Process], seconds: float = 300) -> None
     ("env", "place"),
     [
         ({}, Place()),
+        ({"NPROC": ""}, Place()),
         ({"NPROC": "1", "PMI_SIZE": "1", "SLURM_NTASKS": "1"}, Place()),
         ({"RANK": "0", "WORLD_SIZE": "1"}, Place()),
         (
@@ -82,7 +84,7 @@ def wait_for(path: Path, processes: list[Process], seconds: float = 300) -> None
         ),
         ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, Place()),
     ],
-    ids=["none", "ones", "one", "torchrun", "srun", "sbatch"],
+    ids=["none", "empty", "ones", "one", "torchrun", "srun", "sbatch"],
 )  # fmt: skip
 def test_place(env: dict[str, str], place: Place) -> None:
     assert find_place(env) == place
@@ -207,7 +209,7 @@ def test_command_under_mpiexec(corpus: Path, tmp_path: Path) -> None:
     one = tmp_path / "one"
     assert train.main(train_flags(corpus, one, **options)) == 0
     two = tmp_path / "two"
-    command = ["mpiexec", "-n", "2", sys.executable, "-m", "text_diffusion", "train"]
+    command = [str(MPIEXEC), "-n", "2", sys.executable, "-m", "text_diffusion", "train"]
     command += train_flags(corpus, two, keep_last=1, **options)
     result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     out, err = result.stdout, result.stderr

@@ -191,6 +191,21 @@ def test_text_sample_passes_what_is_given(clone: Path, equipped: Path, given: li
     assert about["argv"] == ["sample", "--model_name_or_path", "a b.pt", "--note", "two words"]
 
 
+def test_nproc_starts_as_many(clone: Path, equipped: Path) -> None:
+    """Under the mpiexec beside Python; one process is started without."""
+    mpiexec = equipped / "bin" / "mpiexec"
+    mpiexec.write_text('#!/bin/sh\necho "mpiexec $1 $2" >&2\nshift 2\nexec "$@"\n')
+    mpiexec.chmod(0o755)
+    for number, said in (("3", "mpiexec -n 3\n"), ("1", ""), ("", "")):
+        result = run("bash", clone / "scripts" / "run_train.sh", env=environment(equipped, NPROC=number))
+        assert (result.returncode, result.stderr) == (0, said)
+        assert json.loads(result.stdout)["argv"] == train_arguments()
+    for number in ("0", "x", "-1", "2.5"):
+        result = run("bash", clone / "scripts" / "run_train.sh", env=environment(equipped, NPROC=number))
+        assert result.returncode == 2
+        assert f"NPROC must be a number of processes, found '{number}'" in result.stderr
+
+
 def test_wrong_arguments_are_refused_in_a_sentence(clone: Path, bare: Path) -> None:
     for rest in ([], ["eight"], ["--lr", "1"]):
         message = refusal(clone, bare, "run_train.sh", *6 * [""], "seven", *rest)

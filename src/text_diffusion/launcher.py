@@ -57,7 +57,7 @@ def find_place(env: Mapping[str, str] = os.environ) -> Place:
         UserError: the environment contradicts itself, or lacks a variable that the launcher should have set.
     """
     place = _find(env)
-    asked = _number(env, "NPROC", place.size)
+    asked = _number(env, "NPROC") if env.get("NPROC") else place.size  # empty is as good as none, as in the scripts
     if asked != place.size:
         raise UserError(
             f"expected {asked} processes (NPROC={asked}), found {place.size}; the scripts start as many as NPROC says, "
