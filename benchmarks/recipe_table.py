@@ -60,8 +60,8 @@ def fit(rows: list[dict[str, Any]]) -> list[str]:
         return []
     least = {name: min(row[name] for row in rows) for name in ("r_squared", "embedding_rank", "embedding_angle")}
     return [
-        f"`cross_entropy`: R² of the cross-entropy against the fitted time at least {least['r_squared']:.4f}; effective "
-        f"rank of the embeddings at least {least['embedding_rank']:.1f}; the two nearest words at least "
+        f"`cross_entropy`: R² of the cross-entropy against the fitted time at least {least['r_squared']:.4f}; "
+        f"effective rank of the embeddings at least {least['embedding_rank']:.1f}; the two nearest words at least "
         f"{least['embedding_angle']:.0f}° apart.",
         "",
     ]
