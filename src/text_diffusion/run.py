@@ -137,13 +137,7 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
     data_config = settings.build(DataConfig, saved, given)
     config = settings.build(TrainConfig, saved, given)
     check_shares(config.batch_size, ranks)
-    if config.parallel == "fsdp" and ranks.size > 1:
-        check_safetensors()
-        if is_remote(config.checkpoint_path):
-            raise UserError(
-                "--parallel fsdp writes from every rank and expects --checkpoint_path to be a folder that all hosts "
-                f"share, found {config.checkpoint_path}; take such a folder, or --parallel ddp"
-            )
+    check_sharding(config, ranks)
     device = pick_device(config.device, config.gpu, ranks)
     config = replace(config, precision=pick_precision(config.precision, device))
 
@@ -163,17 +157,8 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
     data_config, train_ids, held_out = encode(data_config, corpus, tokenizer)
     check_extra(config.track)
 
-    def occupy() -> FolderLock:  # from here on files are written
-        check_writable(folder)
-        lock = mirror.lock if mirror else FolderLock(folder)
-        remove_leftovers(folder)
-        remove_stray_shards(folder)
-        if corpus.was_split:
-            corpus.save_parts(folder)
-        if new_file is not None:
-            tokenizers.save(tokenizer, new_file)
-            print(f"{new_file}: trained a {data_config.tokenizer} tokenizer", file=sys.stderr)
-        return lock
+    def occupied() -> FolderLock | None:  # from here on files are written
+        return occupy(folder, mirror, corpus, data_config, tokenizer, new_file) if ranks.first else None
 
     run = Run(
         folder=folder,
@@ -190,7 +175,7 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
         held_out=None if held_out is None else held_out.to(device),
         fingerprint=corpus.fingerprint,
         id=ranks.broadcast(opt["run"] if opt else uuid.uuid4().hex),
-        lock=ranks.together(lambda: occupy() if ranks.first else None),
+        lock=ranks.together(occupied),
         resumed_meter=opt["meter"] if opt else None,
         ranks=ranks,
         mirror=mirror,
@@ -204,6 +189,31 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
             run.lock.release()
         raise
     return run, state
+
+
+def occupy(
+    folder: Path,
+    mirror: Mirror | None,
+    corpus: corpora.Corpus,
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    new_file: Path | None,
+) -> FolderLock:
+    """Take a folder for a run: remove what a killed one left, save the parts of the text and a new tokenizer.
+
+    Raises:
+        UserError: it cannot be written to, or another run is at work there.
+    """
+    check_writable(folder)
+    lock = mirror.lock if mirror else FolderLock(folder)
+    remove_leftovers(folder)
+    remove_stray_shards(folder)
+    if corpus.was_split:
+        corpus.save_parts(folder)
+    if new_file is not None:
+        tokenizers.save(tokenizer, new_file)
+        print(f"{new_file}: trained a {config.tokenizer} tokenizer", file=sys.stderr)
+    return lock
 
 
 def _tokenizer_json(config: DataConfig, corpus: corpora.Corpus) -> tuple[str, Path | None]:
@@ -291,6 +301,22 @@ def resume(run: Run, state: TrainState, opt: dict[str, Any], saved: dict[str, An
     print(f"going on from step {state.step} of the run in {run.folder}", file=sys.stderr)
     if steps != saved["steps"]:
         print(f"STEPS was {saved['steps']} and is {steps}: the learning-rate schedule changed", file=sys.stderr)
+
+
+def check_sharding(config: TrainConfig, ranks: Ranks) -> None:
+    """Refuse what shards cannot be written with, or where.
+
+    Raises:
+        UserError: a library is missing, or the folder is in an object store.
+    """
+    if config.parallel != "fsdp" or ranks.size == 1:
+        return
+    check_safetensors()
+    if is_remote(config.checkpoint_path):
+        raise UserError(
+            "--parallel fsdp writes from every rank and expects --checkpoint_path to be a folder that all hosts share, "
+            f"found {config.checkpoint_path}; take such a folder, or --parallel ddp"
+        )
 
 
 def check_shares(batch_size: int, ranks: Ranks) -> None:
