@@ -255,6 +255,22 @@ def test_left_to_right(corpus: Path, tmp_path: Path) -> None:
     assert "From noise to words" not in page.headings
 
 
+def test_the_other_objective(corpus: Path, tmp_path: Path) -> None:
+    """Its probabilities of words are its own: the player's last step is still what it samples."""
+    options = {name: value for name, value in SIZES.items() if name != "diffusion_steps"}
+    options |= {"dataset": corpus, "checkpoint_path": tmp_path / "run", "objective": "cross_entropy", "steps": 20}
+    assert train.main(flags(**options)) == 0
+    assert made(tmp_path / "run") == 0
+    page = read(tmp_path / "run" / "report.html")
+    assert {"From noise to words", "Calibration", "Training"} <= set(page.headings)
+    (data,) = frames_of(tmp_path / "run" / "report.html")
+    weights = latest_weights(tmp_path / "run")
+    assert weights is not None
+    assert lines_of(data, -1) == load_diffusion(weights).sample(3, steps=5)
+    sure = [c for frame in data["frames"][:-1] for row in frame["guess"] for c in row[1::2]]
+    assert min(sure) < 60  # after 20 steps of training it cannot be sure
+
+
 # Several runs
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from text_diffusion.calibration import probabilities
 from text_diffusion.generation import TextDiffusion
 from text_diffusion.tokenizer import Tokenizer
 from text_diffusion.visible import visible
@@ -43,15 +44,18 @@ def record(model: TextDiffusion, sentences: int, steps: int, seed: int) -> list[
     """Sentences 0 .. sentences-1 of a seed; in the last frame both views are what the sampler returns."""
     spelling = Spelling(model.tokenizer)
     frames = []
+    previous = None
     with torch.no_grad():
         for step in model.denoising(0, sentences, steps=steps, seed=seed):
-            probabilities = model.model.get_logits(step.pred_xstart).float().softmax(dim=-1)  # (B, L, V)
-            guess = spelling.lines(probabilities.argmax(dim=-1), probabilities)
-            noisy = spelling.lines(model.model.get_logits(step.x_t).argmax(dim=-1), probabilities)
+            p = probabilities(model, step, previous)  # (B, L, V)
+            previous = step.pred_xstart
+            ids = model.model.get_logits(step.pred_xstart).argmax(dim=-1)  # (B, L)
+            guess = spelling.lines(ids, p)
+            noisy = spelling.lines(model.model.get_logits(step.x_t).argmax(dim=-1), p)
             noise = float((1 - model.diffusion.alphas_cumprod[step.t]) ** 0.5)
             frames.append(Frame(step.t, noise, noisy, guess))
     last = frames[-1]
-    ended = [_until_end(line) for line in last.guess]
+    ended = spelling.sentences(ids, p)
     return [*frames[:-1], Frame(last.t, last.noise, ended, ended)]
 
 
@@ -59,6 +63,7 @@ class Spelling:
     """How a tokenizer's tokens look, one by one."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        self.sep_id = tokenizer.sep_id
         self.special = {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id}
         ids = range(tokenizer.vocab_size)
         raw = [tokenizer.backend.id_to_token(i) or "" for i in ids]
@@ -71,20 +76,21 @@ class Spelling:
         sure = probabilities.gather(2, ids[:, :, None]).squeeze(2).tolist()
         return [self._line(row, c) for row, c in zip(ids.tolist(), sure, strict=True)]
 
+    def sentences(self, ids: Tensor, probabilities: Tensor) -> list[list[Word]]:
+        """What `Tokenizer.decode` keeps of them: nothing after the first [SEP], and no special token before."""
+        sure = probabilities.gather(2, ids[:, :, None]).squeeze(2).tolist()
+        ends = [row.index(self.sep_id) if self.sep_id in row else len(row) for row in ids.tolist()]
+        pairs = ([*zip(row, c, strict=True)][:end] for row, c, end in zip(ids.tolist(), sure, ends, strict=True))
+        return [[self._word(i, c) for i, c in row if self.texts[i] != NOTHING] for row in pairs]
+
     def _line(self, ids: Sequence[int], confidence: Sequence[float]) -> list[Word]:
-        words = [
-            Word(NOTHING, True, c) if i in self.special else Word(self.texts[i], self.spaces[i], c)
-            for i, c in zip(ids[1:], confidence[1:], strict=True)
-        ]
+        words = [self._word(i, c) for i, c in zip(ids[1:], confidence[1:], strict=True)]
         while words and words[-1].text == NOTHING:
             words.pop()
         return words
 
-
-def _until_end(words: list[Word]) -> list[Word]:
-    """What `Tokenizer.decode` keeps: nothing after the first special token."""
-    ends = [i for i, word in enumerate(words) if word.text == NOTHING]
-    return words[: ends[0]] if ends else words
+    def _word(self, i: int, confidence: float) -> Word:
+        return Word(NOTHING, True, confidence) if i in self.special else Word(self.texts[i], self.spaces[i], confidence)
 
 
 def as_json(frames: Sequence[Frame]) -> dict[str, Any]:
