@@ -12,7 +12,7 @@ def render(corpus: str, results: dict[str, Any]) -> str:
     """One row a sampler, and one for the bar; then who beats whom."""
     part = results.get(f"evaluation-{corpus}")
     if not part:
-        return ""
+        return "Not measured yet."
     judged = part["results"]
     first = next(iter(judged.values()))["figures"]  # copies of real lines, of which every figure can be taken
     keys = [key for key in SHOWN if key in first]

@@ -33,14 +33,14 @@ def render(results: dict[str, Any]) -> str:
         terms = ", ".join(f"{key} {part['rows'][key]['bits']:.3f}" for key in ("reconstruction", "kl", "prior"))
         lines += ["", f"Terms of the bound, bits a line: {terms}. Entropy of the language: {part['entropy']:.2f} bits."]
         lines += [f"Measured on {part['machine']}.", ""]
-    return "\n".join(lines).rstrip()
+    return "\n".join(lines).rstrip() or "Not measured yet."
 
 
 def render_micro(results: dict[str, Any]) -> str:
     """What the probabilities of all sentences sum to."""
     part = results.get("likelihood-micro")
     if not part:
-        return ""
+        return "Not measured yet."
     lines = ["| trace | sum of P(w) over all 1,296 sentences | mean of -log2 P, bits |", "|---|---|---|"]
     for key, title in (("whole", "whole"), ("left_out", "self-conditioning path left out")):
         row = part["rows"][key]
@@ -54,7 +54,7 @@ def render_calibration(results: dict[str, Any]) -> str:
     """By quarters of t, how sure and how right."""
     part = results.get("calibration-simple")
     if not part:
-        return ""
+        return "Not measured yet."
     lines = ["| `simple`, quarter of t | words | mean confidence | stay | off by |", "|---" * 5 + "|"]
     for number, row in reversed(list(enumerate(part["rows"], 1))):
         noise = {1: " (least noise)", 4: " (most noise)"}.get(number, "")
