@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from rank_worker import CASES
-from toy import LINES, environment, files, metrics, same, train_flags, weights_of, write_text
+from toy import LINES, environment, files, metrics, one_sentence, same, train_flags, weights_of, write_text
 from zygote import Process, Zygote, ended
 
 from text_diffusion import train
@@ -373,3 +374,16 @@ def test_second_run_in_a_folder(zygote: Zygote, corpus: Path, tmp_path: Path) ->
 def test_refusal_is_said_once() -> None:
     assert Refused("x", said=True).said
     assert str(Refused("x")) == "x"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "likelihood", "report", "train_classifier"])
+def test_what_ranks_do_not_share_is_refused(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each of two processes would do all of it, and write the same files."""
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    where = "text_diffusion.control.train_classifier" if command == "train_classifier" else f"text_diffusion.{command}"
+    given = [str(tmp_path)] * (2 if command == "likelihood" else 1)
+    assert importlib.import_module(where).main(given) == 1
+    assert f"{command} expects one process, found 2 (torchrun)" in one_sentence(capsys.readouterr().err)

@@ -21,6 +21,7 @@ from text_diffusion.errors import UserError
 from text_diffusion.figures import Estimate, Evaluation, Figure, Row
 from text_diffusion.files import check_writable, read_lines, write_atomically
 from text_diffusion.grammar import Grammar
+from text_diffusion.launcher import check_alone
 from text_diffusion.remote import local
 from text_diffusion.teacher import load_teacher
 
@@ -154,6 +155,7 @@ def command(argv: Sequence[str] | None) -> None:
     settings.add_options(parser, EvaluateConfig)
     given = vars(parser.parse_args(argv))
     config = settings.build(EvaluateConfig, given)
+    check_alone("evaluate")
     if not config.reference:
         raise UserError("--reference must name a file of held-out real text, found nothing")
     outputs = [Path(name) for name in (config.json, config.markdown) if name]

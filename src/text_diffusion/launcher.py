@@ -68,6 +68,19 @@ def find_place(env: Mapping[str, str] = os.environ) -> Place:
     return place
 
 
+def check_alone(command: str) -> None:
+    """Refuse several processes, each of which would do all of the work of a command that is not shared between them.
+
+    Raises:
+        UserError: a launcher has started several.
+    """
+    place = find_place()
+    if place.size > 1:
+        raise UserError(
+            f"{command} expects to be one process, found {place.size} ({place.launcher}); start it by itself"
+        )
+
+
 def _find(env: Mapping[str, str]) -> Place:
     if "RANK" in env and "WORLD_SIZE" in env:
         size = _number(env, "WORLD_SIZE")

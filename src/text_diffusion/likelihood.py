@@ -33,6 +33,7 @@ from text_diffusion.flow import exact_trace, hutchinson_trace, ode_log_weight, p
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.generation import TextDiffusion, Writer, load
 from text_diffusion.grammar import Grammar
+from text_diffusion.launcher import check_alone
 from text_diffusion.memory import keep_freed_memory
 from text_diffusion.randomness import Stream, draw, normal, uniform
 from text_diffusion.timesteps import spaced_timesteps
@@ -273,6 +274,7 @@ def command(argv: Sequence[str] | None) -> None:
     settings.add_options(parser, LikelihoodConfig)
     given = vars(parser.parse_args(argv))
     config = settings.build(LikelihoodConfig, given)
+    check_alone("likelihood")
     keep_freed_memory()
     model = load(given["weights"], device=config.device, gpu=config.gpu, tokenizer=config.tokenizer)
     check_flags(model, config, given)

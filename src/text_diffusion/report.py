@@ -18,6 +18,7 @@ from text_diffusion import errors
 from text_diffusion.config import ReportConfig
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, write_atomically
+from text_diffusion.launcher import check_alone
 from text_diffusion.memory import keep_freed_memory
 from text_diffusion.teacher import load_teacher
 from text_diffusion.visual import pictures, plots, terminal
@@ -69,6 +70,7 @@ def command(argv: Sequence[str] | None) -> None:
     settings.add_options(parser, ReportConfig)
     given = vars(parser.parse_args(argv))
     config = settings.build(ReportConfig, given)
+    check_alone("report")
     runs = [read_run(path) for path in given["runs"]]
     path = output_path(runs, config.out)
     if config.play:

@@ -28,6 +28,7 @@ from text_diffusion.data import fit
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, project_root
 from text_diffusion.generation import TextDiffusion, load_diffusion
+from text_diffusion.launcher import check_alone
 from text_diffusion.memory import keep_freed_memory
 from text_diffusion.randomness import Stream, draw, mix, normal, uniform
 
@@ -136,6 +137,7 @@ def command(argv: Sequence[str] | None) -> None:
     given = vars(parser.parse_args(argv))
     weights = given.pop("weights")
     config = settings.build(ClassifierConfig, given)
+    check_alone("train_classifier")
     if config.hidden_size % 4:
         raise UserError(f"--hidden_size must be a multiple of 4, the heads that share it, found {config.hidden_size}")
     keep_freed_memory()
