@@ -76,9 +76,7 @@ def check_alone(command: str) -> None:
     """
     place = find_place()
     if place.size > 1:
-        raise UserError(
-            f"{command} expects to be one process, found {place.size} ({place.launcher}); start it by itself"
-        )
+        raise UserError(f"{command} expects one process, found {place.size} ({place.launcher}); start it by itself")
 
 
 def _find(env: Mapping[str, str]) -> Place:
