@@ -387,3 +387,23 @@ def test_what_ranks_do_not_share_is_refused(
     given = [str(tmp_path)] * (2 if command == "likelihood" else 1)
     assert importlib.import_module(where).main(given) == 1
     assert f"{command} expects one process, found 2 (torchrun)" in one_sentence(capsys.readouterr().err)
+
+
+def test_one_process_by_one_account_and_two_by_another() -> None:
+    with pytest.raises(UserError, match="unset RANK and WORLD_SIZE"):
+        find_place({"RANK": "0", "WORLD_SIZE": "1", "PMI_SIZE": "2"})
+
+
+def test_ranks_that_disagree_on_what_to_sample(zygote: Zygote, trained: Path, tmp_path: Path) -> None:
+    common = ["sample", "--model_name_or_path", str(next(trained.glob("ema*.pt"))), "--out_dir", str(tmp_path / "out")]
+    ranks = start_ranks(zygote, [*common, "--num_samples", "4"], [*common, "--num_samples", "8"])
+    assert ended(ranks) == [1, 1]
+    assert "found --num_samples 8 beside 4" in ranks[0].err + ranks[1].err
+    assert not (tmp_path / "out").exists()
+
+
+def test_stores_that_are_not_supported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = train_flags(tmp_path / "corpus.txt", Path("run"), steps=1)
+    flags[flags.index("run")] = "s3://bucket/run"
+    assert train.main(flags) == 1
+    assert "s3://bucket/run: expected a path on this machine" in one_sentence(capsys.readouterr().err)

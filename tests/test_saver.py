@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from toy import SRC, contents, environment, files, one_sentence, same, train_flags, weights_of
+from toy import SRC, contents, environment, files, one_sentence, same, stop_at, train_flags, weights_of
 
 from text_diffusion import checkpoint, train
+from text_diffusion import corpus as corpora
 from text_diffusion import snapshot as snapshots
 from text_diffusion import step as step_module
 from text_diffusion.checkpoint import resumable_steps
@@ -84,6 +85,49 @@ def test_keep_last(corpus: Path, trained: Path, tmp_path: Path) -> None:
     assert resumable_steps(tmp_path) == [5, 4]
     prune(tmp_path, contents(tmp_path / "opt000005.pt")["run"], 0)
     assert resumable_steps(tmp_path) == [5, 4]
+
+
+def test_a_damaged_checkpoint_takes_no_place_of_those_that_are_kept(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that fell back from a damaged one and is stopped before that step again can still go on."""
+    assert train.main(train_flags(corpus, tmp_path, steps=8, save_interval=2)) == 0
+    opt = tmp_path / "opt000008.pt"
+    opt.write_bytes(opt.read_bytes()[:-200])
+    again = train_flags(corpus, tmp_path, steps=8, save_interval=100, keep_last=1)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(7, patch)
+        assert train.main(again) != 0
+    assert resumable_steps(tmp_path) == [8, 7]
+    assert train.main(again) == 0
+    assert "going on from step 7" in capsys.readouterr().err
+    assert resumable_steps(tmp_path) == [8]
+
+
+def test_a_checkpoint_that_comes_while_a_run_begins(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the run before, still stopping as its successor begins: that must not start from 0 beside it."""
+    ours, load = train_flags(corpus, tmp_path / "run", steps=4), corpora.load
+
+    def slow(*args: Any) -> corpora.Corpus:
+        monkeypatch.setattr(corpora, "load", load)
+        assert train.main(ours) == 0
+        return load(*args)
+
+    monkeypatch.setattr(corpora, "load", slow)
+    assert train.main(ours) == 1
+    assert "run the same command again" in one_sentence(capsys.readouterr().err)
+    before = files(tmp_path / "run")
+    assert train.main(ours) == 0
+    assert "complete at step 4" in capsys.readouterr().err
+    assert files(tmp_path / "run").keys() == before.keys()
+
+
+def test_an_opt_file_of_another_kind(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"optimizer": {}}, tmp_path / "opt000006.pt")
+    assert train.main(train_flags(corpus, tmp_path, steps=4)) == 1
+    assert "found one without" in one_sentence(capsys.readouterr().err)
 
 
 def test_stray_shards(tmp_path: Path) -> None:

@@ -341,7 +341,7 @@ def test_foreign_file_under_the_name_of_a_checkpoint(
 ) -> None:
     shutil.copyfile(copied / "model000006.pt", copied / "opt000009.pt")
     go(**COPIED)
-    assert "expected an opt file, found something else" in capsys.readouterr().err
+    assert "expected an opt file, found one without" in capsys.readouterr().err
     assert same(everything(copied, 6), everything(trained, 6))
 
 

@@ -83,6 +83,9 @@ def _find(env: Mapping[str, str]) -> Place:
     if "RANK" in env and "WORLD_SIZE" in env:
         size = _number(env, "WORLD_SIZE")
         if size == 1:
+            for name in MPI_SIZES:
+                if _number(env, name, 1) > 1:
+                    raise UserError(f"expected WORLD_SIZE={env[name]} as in {name}, found 1; unset RANK and WORLD_SIZE")
             return Place()
         rank = _number(env, "RANK")
         local_rank = _number(env, "LOCAL_RANK", rank)

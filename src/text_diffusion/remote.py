@@ -35,7 +35,13 @@ class StoreError(UserError):
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path names an object store. (Path("gs://a/b") would make gs:/a/b of it.)"""
+    """Whether a path names an object store. (Path("gs://a/b") would make gs:/a/b of it.)
+
+    Raises:
+        UserError: it names a store of a kind that is not supported.
+    """
+    if re.match(r"\w[\w+.-]*://", path) and not path.startswith(SCHEMES):
+        raise UserError(f"{path}: expected a path on this machine, or one that begins with {' or '.join(SCHEMES)}")
     return path.startswith(SCHEMES)
 
 

@@ -15,6 +15,7 @@ from text_diffusion import checkpoint
 from text_diffusion import config as settings
 from text_diffusion import corpus as corpora
 from text_diffusion import tokenizer as tokenizers
+from text_diffusion.checkpoint import resumable_steps
 from text_diffusion.config import DataConfig, DiffusionConfig, ModelConfig, TrainConfig
 from text_diffusion.data import Batches, choose_length, fit
 from text_diffusion.device import pick_device, pick_precision
@@ -95,7 +96,13 @@ class Run:
         """A checkpoint of this step, in memory; every rank takes one at once."""
         tokenizer = self.tokenizer.to_json()
         about = self.settings | {"sequence_len": self.data_config.sequence_len, "tokenizer": tokenizer}
-        extra = {"settings": self.settings, "tokenizer": tokenizer, "fingerprint": self.fingerprint, "meter": meter}
+        extra: dict[str, Any] = {
+            "settings": self.settings,
+            "tokenizer": tokenizer,
+            "fingerprint": self.fingerprint,
+            "meter": meter,
+        }
+        extra |= {"world_size": self.ranks.size}
         return state.snapshot(self.ranks, self.id, about, extra)
 
 
@@ -124,6 +131,7 @@ def prepare(given: dict[str, Any], ranks: Ranks = ALONE) -> tuple[Run, TrainStat
 def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror | None) -> tuple[Run, TrainState]:
     """`prepare`, for a folder on this machine."""
     data_config = settings.build(DataConfig, given)
+    there = resumable_steps(folder)
     opt = ranks.on_first(lambda: find_checkpoint(folder))
     saved: dict[str, Any] = {}
     if opt is not None:
@@ -158,7 +166,16 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
     check_extra(config.track)
 
     def occupied() -> FolderLock | None:  # from here on files are written
-        return occupy(folder, mirror, corpus, data_config, tokenizer, new_file) if ranks.first else None
+        if not ranks.first:
+            return None
+        lock = occupy(folder, mirror, corpus, data_config, tokenizer, new_file)
+        if resumable_steps(folder) != there:
+            lock.release()
+            raise UserError(
+                f"{folder}: expected nobody else to write here, found a checkpoint that came or went while this run "
+                "began; run the same command again to go on from the newest"
+            )
+        return lock
 
     run = Run(
         folder=folder,
@@ -299,8 +316,19 @@ def resume(run: Run, state: TrainState, opt: dict[str, Any], saved: dict[str, An
     if state.step > steps:
         raise UserError(f"STEPS must be at least {state.step}, where the run in {run.folder} is, found {steps}")
     print(f"going on from step {state.step} of the run in {run.folder}", file=sys.stderr)
+    before, now = opt.get("world_size", run.ranks.size), run.ranks.size
+    if before != now or (now > 1 and saved.get("parallel", run.config.parallel) != run.config.parallel):
+        print(
+            f"it ran on {_shared(before, saved.get('parallel'))} and goes on with {_shared(now, run.config.parallel)}: "
+            "the same data in the same order, but sums of floats in another, so no longer equal to the last bit",
+            file=sys.stderr,
+        )
     if steps != saved["steps"]:
         print(f"STEPS was {saved['steps']} and is {steps}: the learning-rate schedule changed", file=sys.stderr)
+
+
+def _shared(ranks: int, parallel: object) -> str:
+    return "one process" if ranks == 1 else f"{ranks} processes ({parallel})"
 
 
 def check_sharding(config: TrainConfig, ranks: Ranks) -> None:

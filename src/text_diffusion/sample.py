@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -111,7 +112,9 @@ def command(argv: Sequence[str] | None) -> None:
     """Parse, load, sample, write."""
     with joined() as ranks:
         keep_freed_memory()
-        model, config, control, plans = ranks.together(lambda: prepare(argv, ranks))
+        given = ranks.together(lambda: parse(argv))
+        ranks.agree("flags", {f"--{name}": value for name, value in given.items()})
+        model, config, control, plans = ranks.together(lambda: prepare(given, ranks))
         path = output_path(config, not isinstance(model, TextDiffusion))
         mirror = None
         if is_remote(config.out_dir):
@@ -130,11 +133,15 @@ def command(argv: Sequence[str] | None) -> None:
         ranks.on_first(lambda: write(sentences, text, path, mirror))
 
 
-def prepare(argv: Sequence[str] | None, ranks: Ranks) -> tuple[Writer, SampleConfig, ControlConfig, list[Plan]]:
-    """The model, the settings and what steers it; every mistake is found before a folder is made."""
+def parse(argv: Sequence[str] | None) -> dict[str, Any]:
+    """The flags that were given, by name."""
     parser = settings.Parser(prog="text-diffusion sample", description="Write sentences with a trained model.")
     settings.add_options(parser, SampleConfig, ControlConfig)
-    given = vars(parser.parse_args(argv))
+    return vars(parser.parse_args(argv))
+
+
+def prepare(given: dict[str, Any], ranks: Ranks) -> tuple[Writer, SampleConfig, ControlConfig, list[Plan]]:
+    """The model, the settings and what steers it; every mistake is found before a folder is made."""
     config, control = settings.build(SampleConfig, given), settings.build(ControlConfig, given)
     if not config.model_name_or_path:
         raise UserError("CKPT must name a weights file (--model_name_or_path), found nothing")

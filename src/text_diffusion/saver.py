@@ -31,6 +31,7 @@ class Saver:
         self.mirror = mirror
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self.writing: Future[list[Path]] | None = None
+        self.written: set[int] = set()  # steps, by this process
         # Of its own, as what ranks exchange on two threads must not get mixed up.
         self.group = dist.new_group(backend="gloo") if ranks.size > 1 else None
 
@@ -71,7 +72,8 @@ class Saver:
         if not self.ranks.first:
             return []
         paths = snapshot.write(self.folder)
-        prune(self.folder, snapshot.run, self.keep_last)
+        self.written.add(snapshot.step)
+        prune(self.folder, snapshot.run, self.keep_last, self.written)
         if self.mirror:
             try:
                 self.mirror.push()

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import shutil
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from text_diffusion.checkpoint import opt_path, resumable_steps, weights_path
 from text_diffusion.errors import UserError
 
 SHARDS = ".shards"
+NEEDED = {"run", "step", "weights", "optimizer", "settings", "fingerprint", "tokenizer", "meter"}  # in an opt file
 
 
 @dataclass(frozen=True)
@@ -86,15 +88,8 @@ def find_checkpoint(folder: Path) -> dict[str, Any] | None:
     """
     problems = []
     for step in resumable_steps(folder):
-        path = opt_path(folder, step)
         try:
-            opt = checkpoint.read(path)
-            if "optimizer" not in opt:
-                raise UserError(f"{path}: expected an opt file, found something else")
-            checkpoint.read(folder / opt["weights"])
-            if opt.get("shards"):
-                _check_shards(folder / opt["shards"], opt["shard_sizes"])
-            return opt
+            return whole(folder, step)
         except UserError as error:
             problems.append(str(error))
             print(f"warning: passed over: {error}", file=sys.stderr)
@@ -103,10 +98,37 @@ def find_checkpoint(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def prune(folder: Path, run: str, keep_last: int) -> None:
-    """Remove this run's checkpoints but for the newest ones; 0 keeps all. Files of other runs stay."""
-    for step in resumable_steps(folder)[keep_last:] if keep_last else []:
+def whole(folder: Path, step: int) -> dict[str, Any]:
+    """The contents of the opt file of a step whose checkpoint is whole.
+
+    Raises:
+        UserError: a file is missing, truncated or foreign.
+    """
+    path = opt_path(folder, step)
+    opt = checkpoint.read(path)
+    if missing := NEEDED - opt.keys():
+        raise UserError(f"{path}: expected an opt file, found one without {', '.join(sorted(missing))}")
+    checkpoint.read(folder / opt["weights"])
+    if opt.get("shards"):
+        _check_shards(folder / opt["shards"], opt["shard_sizes"])
+    return opt
+
+
+def prune(folder: Path, run: str, keep_last: int, written: Collection[int] = ()) -> None:
+    """Remove this run's checkpoints but for the newest whole ones; 0 keeps all. Files of other runs stay.
+
+    Args:
+        folder: the run's.
+        run: its identifier.
+        keep_last: how many stay. A damaged one does not count: it must not take the place of one to fall back on.
+        written: steps that are known to be whole.
+    """
+    kept = 0
+    for step in resumable_steps(folder) if keep_last else []:
         try:
+            if kept < keep_last:
+                kept += step in written or whole(folder, step)["run"] == run
+                continue
             opt = checkpoint.read(opt_path(folder, step))
         except UserError:
             continue
