@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import termios
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -300,7 +301,9 @@ def test_ctrl_c_while_the_libraries_are_loaded(tmp_path: Path) -> None:
     variables = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{SRC}"}
     command = [sys.executable, "-m", "text_diffusion", "train"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=variables, **pipes) as process:
+    # What a background job of a shell starts ignores Ctrl-C, these tests too: this process must not.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, env=variables, preexec_fn=heeding, **pipes) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "loading\n"
         process.send_signal(signal.SIGINT)
