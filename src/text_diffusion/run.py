@@ -169,12 +169,7 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
         if not ranks.first:
             return None
         lock = occupy(folder, mirror, corpus, data_config, tokenizer, new_file)
-        if resumable_steps(folder) != there:
-            lock.release()
-            raise UserError(
-                f"{folder}: expected nobody else to write here, found a checkpoint that came or went while this run "
-                "began; run the same command again to go on from the newest"
-            )
+        check_unchanged(folder, there, lock)
         return lock
 
     run = Run(
@@ -206,6 +201,20 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
             run.lock.release()
         raise
     return run, state
+
+
+def check_unchanged(folder: Path, there: list[int], lock: FolderLock) -> None:
+    """Find out, now that nobody else can write, whether somebody has since the folder was looked into.
+
+    Raises:
+        UserError: its checkpoints are not those that were there; the lock is released.
+    """
+    if resumable_steps(folder) != there:
+        lock.release()
+        raise UserError(
+            f"{folder}: expected nobody else to write here, found a checkpoint that came or went while this run "
+            "began; run the same command again to go on from the newest"
+        )
 
 
 def occupy(
