@@ -10,6 +10,7 @@ python benchmarks/quality.py table                    only write the table again
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -158,9 +159,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=4000, help="training steps, for `text`")
     parser.add_argument("--calls", type=int, default=100, help="network calls of a sample, for `text`")
     parser.add_argument("--flags", default="", help="more flags for the training command, for `text`")
+    parser.add_argument("--keep", type=Path, help="an empty folder for what is trained; else it is thrown away")
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
+        scratch.mkdir(parents=True, exist_ok=True)
         if args.part == "simple":
             simple(scratch, args.samples, [int(seed) for seed in args.seeds.split(",")])
         elif args.part == "shipped":
