@@ -1,10 +1,11 @@
 """How fast on this CPU? Every comparison is a ratio of things measured alternately in the same run, with its spread.
 
+python benchmarks/speed.py             all of it, in 8 minutes of two cores:
 python benchmarks/speed.py step        the training step against the same one on transformers' BertEncoder, with the
                                        original's logging of every sentence and averaging of every parameter
 python benchmarks/speed.py gemm        its share of the matrix-multiplication rate of this machine
-python benchmarks/speed.py sampling    a sentence by the default sampler against 2,000 ancestral steps
-python benchmarks/speed.py growth      time and memory against B, L, V, layers and steps
+python benchmarks/speed.py sampling    a sentence by the default sampler against 2,000 ancestral steps, and against the
+                                       network that the original ships (BERT-base, length 50)
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import multiprocessing
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+import table
 import torch
 from common import ROOT, record
 from torch import Tensor, nn
@@ -204,68 +205,49 @@ def gemm() -> None:
     record("gemm", {"rows": rows})
 
 
-def sampling(weights: Path, calls: int, options: dict[str, Any]) -> None:
-    """A batch by the default sampler, in turn with 2,000 ancestral steps."""
+def sampling(weights: Path) -> None:
+    """Batches by the default sampler, in turn with 2,000 ancestral steps and with a call of the original's network."""
     model = load_diffusion(str(weights))
-    things = {
-        "2,000 ancestral": lambda: model.sample(256, steps=2000, sampler="ancestral", spacing="uniform"),
-        "default": lambda: model.sample(256, steps=calls, **options),
+    original = TransformerNetModel(sizes("base"), 107, 50).eval()
+    x_t = torch.randn(16, 50, original.config.in_channel)
+
+    def one_call() -> None:
+        with torch.inference_mode():
+            original(x_t, torch.full((16,), 500.0))
+
+    things: dict[str, Callable[[], object]] = {
+        "walk": lambda: model.sample(256, steps=2000, sampler="ancestral", spacing="uniform"),
+        "call": one_call,
+        **{f"{calls} calls": partial(model.sample, 1024, steps=calls) for calls in (4, 8, 20)},
+        "halt": lambda: model.sample(1024, steps=20, halt=3),
     }
     seconds = alternately(things, rounds=3)
-    figures = {"calls": calls, **options, "sentences_per_s": 256 / statistics.median(seconds["default"])}
-    figures |= ratio(seconds, "2,000 ancestral", "default")
-    record("sampling", figures)
-    print(json.dumps(figures))
-
-
-# --- Growth
-
-BASE_SHAPE = {"batch": 64, "length": 32, "vocab": 1000, "layers": 3}
-GROWTH: dict[str, tuple[Sequence[int], float]] = {  # values, and the exponent to expect at their end
-    "batch": ((32, 64, 128, 256), 1.0),
-    "length": ((16, 32, 64, 128, 256), 1.0),  # the square of attention is small until L nears H
-    "vocab": ((1000, 4000, 16_000, 64_000), 1.0),  # the logits of decoder_nll
-    "layers": ((3, 6, 12, 24), 1.0),
-}
-
-
-def growth_point(shape: dict[str, int]) -> tuple[float, float]:
-    """Seconds a step, and peak memory in MB, of a process of its own."""
-    keep_freed_memory()
-    torch.manual_seed(0)
-    config = replace(sizes("small"), num_layers=shape["layers"])
-    once = stepper(config, shape["batch"], shape["length"], shape["vocab"])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = alternately({"step": once}, rounds=5)["step"]
-    return statistics.median(seconds), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-
-
-def growth() -> None:
-    """Each dimension in turn, the others as in BASE_SHAPE; the exponent is that of the last doubling or quadrupling."""
-    rows = []
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for name, (values, expected) in GROWTH.items():
-            points = [pool.apply(growth_point, (BASE_SHAPE | {name: value},)) for value in values]
-            for kind, column in (("seconds", 0), ("MB", 1)):
-                last, before = points[-1][column], points[-2][column]
-                exponent = torch.tensor(last / before).log() / torch.tensor(values[-1] / values[-2]).log()
-                row = {"of": name, "values": list(values), kind: [point[column] for point in points]}
-                rows.append(row | {"exponent": float(exponent), "expected": expected})
-                print(json.dumps(rows[-1]), flush=True)
-    record("growth", {"base": BASE_SHAPE, "rows": rows})
+    each = {name: [value / 1024 for value in seconds[name]] for name in ("4 calls", "8 calls", "20 calls", "halt")}
+    each["walk"] = [value / 256 for value in seconds["walk"]]
+    each["original"] = [2000 * value / 16 for value in seconds["call"]]
+    rows = [
+        {"slow": slow, "fast": fast, "sentences_per_s": 1 / statistics.median(each[fast]), **ratio(each, slow, fast)}
+        for slow, fast in (
+            *((slow, f"{calls} calls") for slow in ("walk", "original") for calls in (4, 8, 20)),
+            ("20 calls", "halt"),
+        )
+    ]
+    record("sampling", {"rows": rows})
+    print(json.dumps(rows))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("step", "gemm", "sampling", "growth"))
+    parser.add_argument("part", choices=("all", "step", "gemm", "sampling"), nargs="?", default="all")
     parser.add_argument("--weights", type=Path, default=ROOT / "ckpts/simple/ema_0.9999_025000.pt")
     args = parser.parse_args(argv)
     keep_freed_memory()
-    if args.part == "sampling":
-        sampling(args.weights, 8, {})
-    else:
-        {"step": step, "gemm": gemm, "growth": growth}[args.part]()
+    parts = {"step": step, "gemm": gemm, "sampling": partial(sampling, args.weights)}
+    for name, part in parts.items():
+        if args.part in (name, "all"):
+            part()
+    table.write()
 
 
 if __name__ == "__main__":
