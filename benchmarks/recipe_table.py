@@ -75,3 +75,16 @@ def mean(values: list[float]) -> float:
 def share(value: float) -> str:
     """A percentage."""
     return f"{100 * value:.2f} %"
+
+
+def render_vocabulary(results: dict[str, Any]) -> str:
+    """Memory of a step with a large vocabulary."""
+    part = results.get("vocabulary")
+    if not part:
+        return ""
+    chunked, whole = part["rows"]["chunked"], part["rows"]["whole"]
+    return (
+        f"{part['V']:,} words, batch {part['B']}, L = {part['L']}, default size: a step takes {chunked['seconds']:.1f} s and "
+        f"the process {chunked['peak_mb']:.0f} MB at its peak ({chunked['before_mb']:.0f} MB before the first step); with "
+        f"all scores at once {whole['seconds']:.1f} s and {whole['peak_mb']:.0f} MB. Measured on {part['machine']}."
+    )

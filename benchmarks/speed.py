@@ -243,7 +243,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, default=ROOT / "ckpts/simple/ema_0.9999_025000.pt")
     args = parser.parse_args(argv)
     keep_freed_memory()
-    parts = {"step": step, "gemm": gemm, "sampling": partial(sampling, args.weights)}
+    parts: dict[str, Callable[[], None]] = {
+        "step": step,
+        "gemm": gemm,
+        "sampling": partial(sampling, args.weights),
+    }
     for name, part in parts.items():
         if args.part in (name, "all"):
             part()

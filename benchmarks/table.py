@@ -250,6 +250,7 @@ PLACES: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("docs/control.md", "control", control_table.render),
     ("docs/evaluation.md", "animals", partial(evaluation_table.render, "animals")),
     ("docs/recipe.md", "recipe", recipe_table.render),
+    ("docs/recipe.md", "vocabulary", recipe_table.render_vocabulary),
     ("docs/evaluation.md", "e2e", partial(evaluation_table.render, "e2e")),
     ("docs/evaluation.md", "likelihood", likelihood_table.render),
     ("docs/evaluation.md", "micro", likelihood_table.render_micro),

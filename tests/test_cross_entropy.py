@@ -12,11 +12,12 @@ import pytest
 import scipy.special
 import scipy.stats
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from toy import LINES, SIZES, contents, everything, flags, metrics, one_sentence, same, stop_at, write_text
 
 import text_diffusion.generation
-from text_diffusion import cross_entropy, likelihood, train
+from text_diffusion import chunked, likelihood, train
 from text_diffusion.config import ModelConfig
 from text_diffusion.cross_entropy import WordDenoiser, cross_entropy_loss, known_words
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
@@ -115,8 +116,8 @@ def test_temperature_sharpens() -> None:
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """x_0, the loss and its gradients are the same whether the scores are computed at once or a few at a time."""
     results = []
-    for size in (cross_entropy.CHUNK, 3 * V, 1):
-        monkeypatch.setattr(cross_entropy, "CHUNK", size)
+    for size in (chunked.CHUNK, 3 * V, 1):
+        monkeypatch.setattr(chunked, "CHUNK", size)
         model = network()
         ids, t, noise = batch()
         loss = cross_entropy_loss(model, PROCESS, ids, t, noise).total().sum()
@@ -128,6 +129,23 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_of_a_word_is_autograds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another weight for each position, in double precision, two positions at a time."""
+    monkeypatch.setattr(chunked, "CHUNK", 2 * V)
+    draw = torch.Generator().manual_seed(0)
+    q, E, b, g = (
+        torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((B, L, D), (V, D), (V,), (B, L))
+    )
+    w = torch.randint(V, (B, L), generator=draw)
+    inputs = [x.requires_grad_() for x in (q, E, b)]
+    expected = F.cross_entropy((q @ E.T + b).transpose(1, 2), w, reduction="none")
+    found = chunked.word_nll(q, E, b, w)
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (torch.autograd.grad(nll, inputs, g) for nll in (found, expected))
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, two)
 
 
 def test_of_a_large_vocabulary_no_table_of_scores_is_kept() -> None:

@@ -22,21 +22,19 @@ E (V, D), w (B, L), t (B,) or, where positions differ, (B, L).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from text_diffusion.chunked import mean_embedding, word_nll
 from text_diffusion.config import ModelConfig
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.losses import Noise, first_estimate
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.schedules import LOG_SNR_MAX, log_snr_at
 
-CHUNK = 2**22  # scores in memory at once: 16 MB
 POSITION_STD = 0.1  # of fresh position embeddings: at 1 they drown the words, which the layers then find late
 
 
@@ -90,8 +88,8 @@ class WordDenoiser(TransformerNetModel):
         q, E, b = self.query(x_t, timesteps, x_self), self.embeddings, self.lm_head.bias
         with torch.autocast(x_t.device.type, enabled=False):  # at small noise the scores are too large for bf16
             if input_ids is None:
-                return in_chunks(lambda q: (F.linear(q, E, b) / temperature).softmax(dim=-1) @ E, len(E), q)
-            return in_chunks(lambda q, w: F.cross_entropy(F.linear(q, E, b), w, reduction="none"), len(E), q, input_ids)
+                return mean_embedding(q, E, b, temperature)
+            return word_nll(q, E, b, input_ids)
 
     def log_probs(self, x_t: Tensor, timesteps: Tensor, x_self: Tensor | None = None) -> Tensor:
         """log p(v | x_t) of every word, (B, L, V), eq. (3); arguments as for `forward`."""
@@ -110,7 +108,7 @@ class WordDenoiser(TransformerNetModel):
         """The x_0 that the noisy embeddings show by themselves, eq. (4) with f = 0, (B, L, D)."""
         q, E, b = evidence(x_t, timesteps), self.embeddings, self.lm_head.bias
         with torch.autocast(x_t.device.type, enabled=False):
-            return in_chunks(lambda q: F.linear(q, E, b).softmax(dim=-1) @ E, len(E), q)
+            return mean_embedding(q, E, b)
 
 
 def evidence(x_t: Tensor, timesteps: Tensor) -> Tensor:
@@ -118,22 +116,6 @@ def evidence(x_t: Tensor, timesteps: Tensor) -> Tensor:
     lam = log_snr_at(timesteps.float()).unsqueeze(-1)  # (B, 1) or (B, L, 1)
     lam = lam if lam.ndim == 3 else lam[:, None]
     return x_t.float() * (lam.sigmoid().sqrt() / (-lam).sigmoid())
-
-
-def in_chunks(of_positions: Callable[..., Tensor], vocab_size: int, *tensors: Tensor) -> Tensor:
-    """A function of positions (N, ...) that needs V numbers for each, of tensors (B, L, ...), some positions at a time.
-
-    For their gradient the numbers are computed again, so that of a large vocabulary no more than CHUNK are ever kept.
-    """
-    B, L = tensors[0].shape[:2]
-    flat = [tensor.flatten(0, 1) for tensor in tensors]
-    size = max(1, CHUNK // vocab_size)
-    if size >= B * L:
-        done = of_positions(*flat)
-    else:
-        parts = zip(*(torch.split(tensor, size) for tensor in flat), strict=True)
-        done = torch.cat([checkpoint(of_positions, *part, use_reentrant=False) for part in parts])
-    return done.view(B, L, *done.shape[1:])
 
 
 @dataclass(frozen=True)
