@@ -83,8 +83,9 @@ def render_vocabulary(results: dict[str, Any]) -> str:
     if not part:
         return ""
     chunked, whole = part["rows"]["chunked"], part["rows"]["whole"]
+    about = f"{part['V']:,} words, batch {part['B']}, L = {part['L']}, default size"
+    peaks = [f"{row['seconds']:.1f} s and the process {row['peak_mb']:.0f} MB at its peak" for row in (chunked, whole)]
     return (
-        f"{part['V']:,} words, batch {part['B']}, L = {part['L']}, default size: a step takes {chunked['seconds']:.1f} s and "
-        f"the process {chunked['peak_mb']:.0f} MB at its peak ({chunked['before_mb']:.0f} MB before the first step); with "
-        f"all scores at once {whole['seconds']:.1f} s and {whole['peak_mb']:.0f} MB. Measured on {part['machine']}."
+        f"{about}: a step takes {peaks[0]} ({chunked['before_mb']:.0f} MB before the first); with all scores at once "
+        f"{peaks[1]}. Measured on {part['machine']}."
     )
