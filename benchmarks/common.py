@@ -65,13 +65,20 @@ def machine() -> str:
     if info.is_file():
         models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = models[0] if models else cpu
-    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
-    commit = subprocess.run(describe, capture_output=True, text=True)
     today = datetime.datetime.now(tz=datetime.UTC).date()
     return (
         f"{torch.get_num_threads()} core(s) of {cpu}, Python {platform.python_version()}, PyTorch {torch.__version__}, "
-        f"{today}, commit {commit.stdout.strip() or 'unknown'}"
+        f"{today}, commit {commit()}"
     )
+
+
+def commit() -> str:
+    """The commit that is measured, `-dirty` if code or data differ from it; figures and documents may."""
+    git = ["git", "-C", str(ROOT)]
+    found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    code = ["src", "scripts", "data", "ckpts", "benchmarks", ":!benchmarks/results.json"]
+    same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code], capture_output=True).returncode == 0
+    return (found or "unknown") + ("" if same else "-dirty")
 
 
 def record(name: str, figures: dict[str, Any]) -> None:
