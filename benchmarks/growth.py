@@ -58,7 +58,9 @@ def steps_point(weights: Path, steps: int) -> tuple[float, float]:
     keep_freed_memory()
     model = load_diffusion(str(weights))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = alternately({"sample": lambda: model.sample(256, steps=steps)}, rounds=5)["sample"]
+    seconds = alternately({"sample": lambda: model.sample(256, steps=steps, sampler="dpm-solver++")}, rounds=5)[
+        "sample"
+    ]
     return statistics.median(seconds), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
@@ -90,7 +92,7 @@ def plot_growth(rows: Sequence[Mapping[str, Any]]) -> None:
     figure, axes = pyplot.subplots(2, len(names), figsize=(3 * len(names), 5), layout="constrained", squeeze=False)
     for row in rows:
         kind = "seconds" if "seconds" in row else "MB"
-        axis, values, points = axes["seconds" not in row][names.index(row["of"])], row["values"], row[kind]
+        axis, values, points = axes[int("seconds" not in row)][names.index(row["of"])], row["values"], row[kind]
         axis.loglog(values, points, "o-", color="#1f4e79")
         axis.loglog(values, [points[-1] * value / values[-1] for value in values], ":", color="#999999")
         axis.set_xticks(values, [f"{value:,}" for value in values], minor=False, fontsize=7)

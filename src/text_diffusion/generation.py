@@ -29,6 +29,7 @@ from text_diffusion.samplers import SAMPLERS, Denoise, Step, ancestral, ddim, dp
 from text_diffusion.timesteps import churned, loss_curve, spaced_timesteps
 from text_diffusion.tokenizer import Tokenizer
 
+FEW = 20  # steps
 BATCH_MEMORY = 64 * 2**20  # bytes of activations or logits that a chosen batch may need at once
 
 
@@ -64,8 +65,9 @@ class Sampling:
         steps: network calls, 1..T.
         seed: of the noise.
         sequence_len: tokens in a sentence, at most the model's, which is the default.
-        sampler: "ancestral", "ddim", "dpm-solver++" or "heun" (see `samplers`); "auto" is dpm-solver++, or ancestral
-            with top_p, as that has no noise of its own to truncate.
+        sampler: "ancestral", "ddim", "dpm-solver++" or "heun" (see `samplers`); "auto" is dpm-solver++ for up
+            to FEW steps and ancestral for more, whose new noise corrects mistakes on the way; with top_p ancestral, as
+            dpm-solver++ has no noise to truncate; with churn dpm-solver++.
         spacing: which timesteps are kept: "auto", "loss", "uniform" or "log-snr" (see `timesteps.spaced_timesteps`).
         eta: of ddim, 0..1: the share of the noise that is drawn anew at each step; 0 if not given.
         churn: of dpm-solver++ and heun: how much noise is added again on the way, in all; none if not given.
@@ -79,7 +81,7 @@ class Sampling:
         ValueError: arguments that contradict each other or are out of range.
     """
 
-    steps: int = 20
+    steps: int = 50
     seed: int = 10708
     sequence_len: int | None = None
     sampler: str = "auto"
@@ -96,7 +98,8 @@ class Sampling:
         if self.sampler not in SAMPLERS:
             raise UserError(f"the sampler must be one of {', '.join(SAMPLERS)}, found {self.sampler!r}")
         if self.sampler == "auto":
-            object.__setattr__(self, "sampler", "dpm-solver++" if self.top_p is None else "ancestral")
+            few = self.top_p is None and (self.steps <= FEW or self.churn is not None)
+            object.__setattr__(self, "sampler", "dpm-solver++" if few else "ancestral")
         if self.sampler == "heun" and self.steps < 3:
             raise UserError(
                 f"the sampler heun needs at least 3 STEPS (it calls the network twice a step), found {self.steps}"
@@ -144,7 +147,7 @@ class TextDiffusion:
             n: how many.
             batch_size: sentences at once; chosen by size if not given.
             controls: what the sentences must be like (see `control`).
-            settings: those of `Sampling`: steps=20, seed=10708, sampler="auto", ...
+            settings: those of `Sampling`: steps=50, seed=10708, sampler="auto", ...
 
         Raises:
             ValueError: an argument is out of range.
