@@ -17,7 +17,7 @@ from text_diffusion import generation
 from text_diffusion.config import ModelConfig
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
-from text_diffusion.generation import TextDiffusion, nearest_embedding
+from text_diffusion.generation import Sampling, TextDiffusion, nearest_embedding
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.samplers import Step
 from text_diffusion.schedules import named_betas
@@ -172,6 +172,11 @@ def test_network_sees_the_kept_timesteps_of_training(steps: int, time_scale: flo
     assert all(seen is step.x_t for (seen, _, _), step in zip(calls, walk, strict=True))
     assert calls[0][2] is None
     assert all(call[2] is step.pred_xstart for call, step in zip(calls[1:], walk[:-1], strict=True))
+
+
+def test_many_steps_are_ancestral_and_few_are_not() -> None:
+    assert Sampling(steps=20).sampler == Sampling(steps=40, churn=1.0).sampler == "dpm-solver++"
+    assert Sampling(steps=21).sampler == Sampling().sampler == Sampling(steps=4, top_p=0.9).sampler == "ancestral"
 
 
 @pytest.mark.parametrize(("sampler", "least"), [("ancestral", 1), ("ddim", 1), ("dpm-solver++", 1), ("heun", 3)])

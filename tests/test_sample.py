@@ -516,4 +516,4 @@ def test_output_path() -> None:
     config = SampleConfig(model_name_or_path="a/b/model1.5.pt", clamp="clamp", steps=7, num_samples=3, seed=1)
     assert sample.output_path(config) == Path("a/b/model1.5.samples_3.steps-7.clamp-clamp.seed-1.txt")
     elsewhere = SampleConfig(model_name_or_path="x.pt", out_dir="c", format="jsonl")
-    assert sample.output_path(elsewhere) == Path("c/x.samples_10.steps-20.clamp-no_clamp.seed-10708.jsonl")
+    assert sample.output_path(elsewhere) == Path("c/x.samples_10.steps-50.clamp-no_clamp.seed-10708.jsonl")

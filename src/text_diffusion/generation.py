@@ -62,7 +62,7 @@ class Sampling:
     """How sentences are made from noise.
 
     Args:
-        steps: network calls, 1..T.
+        steps: network calls, 1..T; if not given 50, or T if that is less.
         seed: of the noise.
         sequence_len: tokens in a sentence, at most the model's, which is the default.
         sampler: "ancestral", "ddim", "dpm-solver++" or "heun" (see `samplers`); "auto" is dpm-solver++ for up
@@ -184,8 +184,8 @@ class TextDiffusion:
         Raises:
             ValueError: an argument is out of range (at once, not at the first step).
         """
-        how = Sampling(**settings)
         T = self.diffusion.num_timesteps
+        how = Sampling(**{"steps": min(Sampling.steps, T)} | settings)
         steered = controls if isinstance(controls, Plan) else self.plan(controls, how.sequence_len)
         if steered.is_random and how.sampler != "ancestral":
             raise UserError(f"Langevin steps belong to the sampler ancestral, which draws noise, found {how.sampler}")
