@@ -47,15 +47,29 @@ running_python() {
     fi
 }
 
-missing() { # prints which requirements a Python cannot import; finds the modules only, as importing torch takes seconds
+missing() { # prints which requirements a Python lacks, or has too old; imports none, as torch takes seconds
     "$1" -P -c '
 import re, sys
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-text = "".join(open(path).read() for path in sys.argv[1:])
-names = re.findall(r"^(?!types-|mpich)\w[\w-]*", text, re.M)  # stubs and a C library, which are no modules
-print(", ".join(name for name in names if find_spec(name.replace("-", "_")) is None))
-' "${FILES[@]}" 2>/dev/null
+def numbers(text):
+    return [int(part) for part in re.findall(r"\d+", text.partition("+")[0])]
+
+def lacking(name, least):
+    if find_spec(name.replace("-", "_")) is None:
+        return name
+    try:
+        found = version(name)
+    except PackageNotFoundError:  # put there without pip or conda: nobody knows
+        return ""
+    return "%s>=%s (it has %s)" % (name, least, found) if numbers(found) < numbers(least) else ""
+
+ranges, *files = [open(path, encoding="utf-8").read() for path in sys.argv[1:]]
+least = dict(re.findall(r"\"([\w-]+)>=([\d.]+)\"", ranges))
+names = re.findall(r"^(?!types-|mpich)\w[\w-]*", "".join(files), re.M)  # stubs and a C library, which are no modules
+print(", ".join(filter(None, (lacking(name, least.get(name, "0")) for name in names))))
+' "$ROOT/setup.py" "${FILES[@]}" 2>/dev/null
 }
 
 has_requirements() {
@@ -86,10 +100,10 @@ set_up() ( # a subshell, so that its traps and exits are its own
     esac
     [ -w "$ROOT" ] || fail 1 "cannot write in $ROOT, where .venv belongs; make it writable, or activate an environment \
 that has $what (pip install -r requirements.txt)"
+    trap 'stopped 130' INT
+    trap 'stopped 143' TERM
     lock
     trap 'rm -f "$LOCK"' EXIT
-    trap 'exit 130' INT
-    trap 'exit 143' TERM
     venv_is_ready && exit 0 # another process set it up while this one waited
 
     if venv_can_be_kept; then
@@ -115,6 +129,11 @@ has no Python 3.11 or newer; remove it, or activate an environment that has $wha
     FILES=("$ROOT/requirements.txt")
     checksum >"$VENV/core.ready"
 )
+
+stopped() { # stopped STATUS: by Ctrl-C or SIGTERM
+    echo "stopped; the same command sets up again" >&2
+    exit "$1"
+}
 
 # start ARGUMENT ...: becomes `python -m text_diffusion ARGUMENT ...`, in NPROC processes if that says so.
 start() {
@@ -184,15 +203,13 @@ lock_is_stale() { # its holder was on this machine and is dead
 # positionals NAME ... -- ARGUMENT ...: sets the variables NAME ... to the arguments before the first --flag (an empty
 # one leaves its variable as it is) and REST to the others. --help ends here.
 positionals() {
-    local name argument names=()
+    local name names=()
     while [ "$1" != -- ]; do
         names+=("$1")
         shift
     done
     shift
-    for argument in "$@"; do
-        case $argument in -h | --help) show_help ;; esac
-    done
+    help_if_asked "$@"
     for name in "${names[@]}"; do
         if [ $# -eq 0 ] || [ "${1#--}" != "$1" ]; then break; fi
         [ -z "$1" ] || printf -v "$name" %s "$1"
@@ -203,6 +220,13 @@ positionals() {
     fi
     # shellcheck disable=SC2034  # the scripts use it
     REST=("$@")
+}
+
+help_if_asked() { # help_if_asked ARGUMENT ...: ends here if --help is among them
+    local argument
+    for argument in "$@"; do
+        case $argument in -h | --help) show_help ;; esac
+    done
 }
 
 show_help() {

@@ -549,6 +549,20 @@ def test_full_disk(
     assert same(weights_of(folder), weights_of(whole))
 
 
+def test_full_disk_takes_no_weights_that_were_there(
+    corpus: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a checkpoint whose opt file has gone, made a second time."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    (folder / OPT).unlink()
+    before = {name for name in files(folder) if name.endswith(".pt")}
+    with no_file_above(2 * (trained / RAW).stat().st_size):
+        assert train.main(train_flags(corpus, folder, steps=6, save_interval=3, log_interval=2)) == 1
+    assert f"{OPT}: cannot be written" in one_sentence(capsys.readouterr().err)
+    assert {name for name in files(folder) if name.endswith(".pt")} == before
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_full_disk_under_the_metrics(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from toy import LINES, SIZES, files, flags, one_sentence, train_flags, write_text
+from toy import LINES, SIZES, contents, files, flags, one_sentence, train_flags, write_text
 
 from text_diffusion import corpus as corpora
 from text_diffusion import tokenizer as tokenizers
@@ -17,7 +17,7 @@ from text_diffusion import train as training
 from text_diffusion.config import DataConfig
 from text_diffusion.data import LONGEST_CHOSEN, Batches, choose_length, fit
 from text_diffusion.errors import UserError
-from text_diffusion.files import read_lines
+from text_diffusion.files import line_number, read_lines
 from text_diffusion.tokenizer import Tokenizer, train_word_level
 
 TINY = SIZES | {"steps": 1}
@@ -279,6 +279,17 @@ def test_name_wins_over_a_file_in_the_working_directory(
     assert len(corpora.load(DataConfig(dataset="mine"), tmp_path).train) == 9
 
 
+@pytest.mark.parametrize("dataset", ["toy.v2", "no/such.txt"])
+def test_missing_file_lists_the_names_too(
+    dataset: str, clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert training.main(flags(dataset=dataset)) == 1
+    error = one_sentence(capsys.readouterr().err)
+    assert "one of other, toy in" in error
+    assert error.endswith(f"found {dataset!r}, which is no file")
+
+
 @pytest.mark.parametrize("dataset", ["./toy", "../data/toy", "ROOT/data/toy"])
 def test_path_is_no_name(
     dataset: str, clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -287,7 +298,7 @@ def test_path_is_no_name(
     monkeypatch.chdir(tmp_path)
     before = files(clone)
     assert training.main(flags(dataset=dataset.replace("ROOT", str(clone)), **TINY)) == 1
-    assert "No such file" in one_sentence(capsys.readouterr().err)
+    assert "which is no file" in one_sentence(capsys.readouterr().err)
     assert files(clone) == before
 
 
@@ -336,7 +347,45 @@ def test_tokenizer_of_a_dataset_is_used_as_it_is(
     assert files(clone / "data") == before
 
 
+def test_tokenizer_beside_one_s_own_text_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As README has it: custom_tokenizer.py, then training; what it was trained with counts."""
+    mine = write_text(tmp_path / "my.txt", LINES)
+    assert tokenizers.main(["train-word-level", str(mine), "--lowercase"]) == 0
+    capsys.readouterr()
+    assert training.main(train_flags(mine, tmp_path / "run", steps=1)) == 0
+    err = capsys.readouterr().err
+    beside = tmp_path / "word-level-vocab.json"
+    assert f"{beside}: used, as it lies beside the text; it may know words that only held-out lines have" in err
+    assert "trained a" not in err
+    kept = tokenizers.Tokenizer.from_json(contents(tmp_path / "run" / "opt000001.pt")["tokenizer"])
+    assert kept.to_json() == tokenizers.Tokenizer.from_file(beside).to_json()
+    assert kept.decode(kept.encode([LINES[0]])[0]) == LINES[0].lower()
+    # Another kind is none of its business.
+    assert training.main(train_flags(mine, tmp_path / "bytes", steps=1, tokenizer="byte-level")) == 0
+    assert "trained a byte-level tokenizer" in capsys.readouterr().err
+
+
 # Reading
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_every_kind_of_line_end(end: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines and their numbers agree, also in a file that has carriage returns alone."""
+    path = tmp_path / "my.txt"
+    lines = [*LINES, "", "The red red red red red apple."]
+    path.write_bytes(("\ufeff" + end.join(lines) + end).encode())
+    assert read_lines(path) == [*LINES, lines[-1]]
+    assert read_lines(path, blank=True) == lines
+    assert line_number(path, lines[-1]) == len(lines)
+    assert training.main(train_flags(path, tmp_path / "run", sequence_len=8, long_lines="error")) == 1
+    assert f"line {len(lines)} " in one_sentence(capsys.readouterr().err)
+
+
+def test_carriage_return_inside_a_line_is_text(tmp_path: Path) -> None:
+    path = tmp_path / "my.txt"
+    path.write_bytes(b"one\rtwo\nthree\r\r\n")
+    assert read_lines(path) == ["one\rtwo", "three"]
+    assert line_number(path, "one\rtwo") == 1
 
 
 def test_lines_are_cut_at_newlines_only(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_left_out_by_name(real: list[str], monkeypatch: pytest.MonkeyPatch) -> N
     named = {"valid", "slot_kl", "mutual_information", "novel", "energy", "mauve", "perplexity"}
     assert result.left_out.keys() == named
     assert {row.figure.key for row in result.rows} == FIGURES.keys() - named
-    assert "pip install 'text-diffusion[eval]'" in result.left_out["mauve"]
+    assert "pip install '.[eval]'" in result.left_out["mauve"]
     assert "--train FILE" in result.left_out["novel"]
     assert "left out: energy, mauve: wordllama is not there" in evaluate.as_text(result)
 

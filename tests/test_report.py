@@ -227,7 +227,7 @@ def test_on_the_core_requirements(
     page = read(run / "report.html")
     for what in ("PNG plots", "GIF of the player"):
         assert what in page.text
-    assert "matplotlib is not there, of the extra viz: pip install 'text-diffusion[viz]'" in page.text
+    assert "matplotlib is not there, of the extra viz: pip install '.[viz]'" in page.text
     assert "Training" in page.headings
     assert not (run / "report").exists()
     assert "left out: PNG plots" in capsys.readouterr().err
@@ -352,6 +352,7 @@ def test_html_and_escape_codes_are_text(evil: Path, tmp_path: Path, capsys: pyte
 def test_visible_keeps_what_is_harmless() -> None:
     assert visible("déjà 語 <b> 'x'") == "déjà 語 <b> 'x'"
     assert visible("\x1b]0;title\x07\x9b2J\x7f\u202e") == "␛]0;title␇�2J␡�"
+    assert visible("a\x85b\u2028c\u2029d\re\x0b\x0c\x1c\x1d\x1e").splitlines() == ["a�b�c�d␍e␋␌␜␝␞"]
 
 
 def test_reading_metrics(tmp_path: Path) -> None:

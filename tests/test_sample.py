@@ -291,8 +291,13 @@ def test_ctrl_c_leaves_no_empty_folder(weights: Path, tmp_path: Path, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(TextDiffusion, "decode", interrupted)
-    assert sample.main(flags(model_name_or_path=weights, show=0, out_dir=tmp_path / "new")) == 130
-    assert not (tmp_path / "new").exists()
+    for name in ("new", "new/and/below"):
+        assert sample.main(flags(model_name_or_path=weights, show=0, out_dir=tmp_path / name)) == 130
+        assert not (tmp_path / "new").exists()
+    (tmp_path / "new").mkdir()
+    assert sample.main(flags(model_name_or_path=weights, show=0, out_dir=tmp_path / "new" / "a" / "b")) == 130
+    assert list(tmp_path.rglob("new*")) == [tmp_path / "new"], "what was there stays"
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_ctrl_c_while_the_libraries_are_loaded(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def clone(tmp_path: Path) -> Path:
     clone = tmp_path / "a clone"
     for folder in ("scripts", ".ci", "src/utils"):
         shutil.copytree(ROOT / folder, clone / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("requirements.txt", "requirements-dev.txt", "requirements-mpi.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-mpi.txt", "setup.py"):
         shutil.copy(ROOT / name, clone)
     azurite = clone / "node_modules" / ".bin" / "azurite-blob"  # so that CI's script installs nothing
     azurite.parent.mkdir(parents=True)
@@ -191,6 +192,18 @@ def test_text_sample_passes_what_is_given(clone: Path, equipped: Path, given: li
     assert about["argv"] == ["sample", "--model_name_or_path", "a b.pt", "--note", "two words"]
 
 
+def test_evaluate_and_report_pass_their_arguments_on(clone: Path, equipped: Path, bare: Path) -> None:
+    about = call(clone, equipped, "evaluate.sh", "a b.txt", "--reference", "c d.txt", "--json=x")
+    assert about["argv"] == ["evaluate", "a b.txt", "--reference", "c d.txt", "--json=x"]
+    about = call(clone, equipped, "report.sh", "a b", "c", "--play")
+    assert about["argv"] == ["report", "a b", "c", "--play"]
+    for arguments in ([], [""], ["--reference", "x"]):
+        assert "SAMPLES, the text to judge, is missing; usage: " in refusal(clone, bare, "evaluate.sh", *arguments)
+        assert "RUN, a run's folder or a weights file, is missing; usage: " in refusal(
+            clone, bare, "report.sh", *arguments
+        )
+
+
 def test_nproc_starts_as_many(clone: Path, equipped: Path) -> None:
     """Under the mpiexec beside Python; one process is started without."""
     mpiexec = equipped / "bin" / "mpiexec"
@@ -216,7 +229,10 @@ def test_wrong_arguments_are_refused_in_a_sentence(clone: Path, bare: Path) -> N
     assert "'core'" in refusal(clone, bare, "setup.sh", "core")
 
 
-@pytest.mark.parametrize(("script", "command"), [("run_train.sh", "train"), ("text_sample.sh", "sample")])
+@pytest.mark.parametrize(
+    ("script", "command"),
+    [("run_train.sh", "train"), ("text_sample.sh", "sample"), ("evaluate.sh", "evaluate"), ("report.sh", "report")],
+)
 @pytest.mark.parametrize("arguments", [["-h"], ["x", "--help"]])
 def test_help(clone: Path, equipped: Path, script: str, command: str, arguments: list[str]) -> None:
     result = run("bash", clone / "scripts" / script, *arguments, env=environment(equipped))
@@ -321,6 +337,38 @@ def test_set_up(clone: Path, bare: Path, wheels: Path) -> None:
     assert run(venv / "bin" / "python", "-c", "import one_more, mypy", env=variables).returncode == 0
     assert (venv / "kept").exists()
     assert run(*command, env=variables).stderr == ""
+
+
+def test_old_versions_are_not_used(clone: Path, tmp_path: Path) -> None:
+    """Below the ranges of setup.py; newer than what is pinned is as good, as is what cannot be told."""
+    env = make_env(tmp_path / "env", dict.fromkeys(PINS, ""))
+    make_env(clone / ".venv", dict.fromkeys(PINS, ""))  # is there to be used instead
+    (info,) = (path / "torch-0.dist-info" for path in env.glob("lib/python*/site-packages"))
+    info.mkdir()
+    command, variables = ["bash", str(clone / "scripts" / "setup.sh")], environment(env)
+    for version in ("2.11.0", "2.11.0+cu130", "2.100.0a0", "3.0"):
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+        assert run(*command, env=variables).stdout == f"ready: {env}/bin/python3\n"
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.9.1+cpu\n")
+    result = run(*command, env=variables)
+    assert (result.stdout, result.stderr) == (f"ready: {clone}/.venv/bin/python\n", "")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_set_up(clone: Path, bare: Path, number: int, status: int) -> None:
+    """Ctrl-C goes to all processes of the terminal; so does this."""
+    command = ["bash", str(clone / "scripts" / "run_train.sh")]
+    with subprocess.Popen(
+        command, env=environment(bare), stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("setting up .venv")
+        os.killpg(process.pid, number)
+        said = process.stderr.read()
+    assert said.removeprefix("Terminated\n") == "stopped; the same command sets up again\n"  # bash's own word
+    assert process.returncode in (status, -number)
+    assert not (clone / ".venv.lock").is_symlink()
+    assert not (clone / ".venv" / "core.ready").exists()
 
 
 def test_failed_set_up_says_why(clone: Path, bare: Path) -> None:

@@ -44,6 +44,7 @@ HARD = [
     "zero\u200bwidth and a byte-order mark \ufeff inside",
     "a bell \x07 and an escape \x1b[31m sequence",
     "\\n is not a newline, nor is \\t a tab",
+    "next\x85line, line\u2028and paragraph\u2029separators, \x0b\x0c\x1c\x1d\x1e and a carriage\rreturn",
     "x" * 300,
     ".",
     "'",
@@ -208,7 +209,7 @@ def test_decoded_text_is_one_line() -> None:
     vocab = trained.backend.get_vocab()
     tokens = [vocab[token] for token in ("a", "Ċ", "b", "č", "Ċ", "c", "Ã")]
     text = trained.decode(tokens)
-    assert text == "a b c\ufffd"
+    assert text == "a b\r c\ufffd"
 
 
 # Files

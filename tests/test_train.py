@@ -500,6 +500,42 @@ def test_run_keeps_its_tokenizer(go: Trained, copied: Path) -> None:
     assert contents(copied / "opt000008.pt")["tokenizer"] == before
 
 
+def test_tokenizer_by_another_path_or_changed(go: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is in the file counts, not where it lies."""
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first.write_text(train_word_level(LINES).to_json())
+    folder = go(steps=1, tokenizer=first)
+    before = contents(folder / "opt000001.pt")["tokenizer"]
+    shutil.copy(first, second)
+    go(steps=2, tokenizer=second)
+    assert contents(folder / "opt000002.pt")["tokenizer"] == before
+    second.unlink()
+    go(steps=3, tokenizer=second)  # it is in the checkpoint
+    capsys.readouterr()
+    cases = ([*LINES, "more"], False), (LINES, True)
+    for lines, lowercase in cases:
+        second.write_text(train_word_level(lines, lowercase=lowercase).to_json())
+        go(status=1, steps=4, tokenizer=second)
+        assert f"{second}: expected the tokenizer that the run was started with" in one_sentence(
+            capsys.readouterr().err
+        )
+    go(status=1, steps=4, tokenizer=tmp_path / "none.json")
+    assert "expected a tokenizer's JSON file, found none" in one_sentence(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("text", ['{"diffusion_steps": 2000, "sequence_len": 64}', "[]", "{"])
+def test_settings_of_another_program_stay(
+    text: str, go: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights of the original are of no use without theirs."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "training_args.json").write_text(text)
+    before = files(tmp_path)
+    go(status=1, steps=1)
+    assert "training_args.json: expected the settings of a run of this program" in one_sentence(capsys.readouterr().err)
+    assert files(tmp_path) == before
+
+
 def test_leftover_tokenizer_of_a_run_that_died(go: Trained, trained: Path, tmp_path: Path) -> None:
     """In the folder of a new run on a file of one's own it is not trusted."""
     (tmp_path / "run").mkdir()

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": ("train", "train a model (scripts/run_train.sh)"),
     "sample": ("sample", "write sentences (scripts/text_sample.sh)"),
-    "evaluate": ("evaluate", "measure samples beside real text"),
+    "evaluate": ("evaluate", "measure samples beside real text (scripts/evaluate.sh)"),
     "likelihood": ("likelihood", "how many bits a model needs for a text"),
-    "report": ("report", "write a page about a run, or compare several"),
+    "report": ("report", "write a page about a run, or compare several (scripts/report.sh)"),
     "train-word-level": ("tokenizer", "train a word-level tokenizer (src/utils/custom_tokenizer.py)"),
     "train-byte-level": ("tokenizer", "train a byte-level tokenizer"),
 }

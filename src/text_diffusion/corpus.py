@@ -65,6 +65,8 @@ def load(config: DataConfig, run_folder: Path) -> Corpus:
     own_file = bool(config.train_txt_path) or _is_file(config.dataset)
     if own_file:
         train_path = local(config.train_txt_path or config.dataset)
+        if not config.train_txt_path and not train_path.exists():
+            raise UserError(_unknown_dataset(config.dataset, data, ", which is no file"))
     elif not train_path.is_file():
         raise UserError(_unknown_dataset(name, data))
     if config.val_txt_path:
@@ -104,10 +106,40 @@ def find_tokenizer(config: DataConfig, corpus: Corpus) -> tuple[Tokenizer, Path 
     """
     if config.tokenizer not in KINDS:
         return Tokenizer.from_file(local(config.tokenizer)), None
-    path = corpus.vocab_folder / f"{config.tokenizer}-vocab.json"
-    if path.is_file() and not corpus.own_file:  # in a run's folder one can only be left over from a run that died
+    name = f"{config.tokenizer}-vocab.json"
+    path = corpus.vocab_folder / name
+    if corpus.own_file:  # in the run's folder one can only be left over from a run that died
+        beside = corpus.source.with_name(name)
+        if beside.is_file():  # custom_tokenizer.py put it there
+            print(
+                f"{beside}: used, as it lies beside the text; it may know words that only held-out lines have "
+                "(without it, one is trained from the training lines alone)",
+                file=sys.stderr,
+            )
+            return Tokenizer.from_file(beside), None
+    elif path.is_file():
         return Tokenizer.from_file(path), None
     return tokenizers.train_kind(config.tokenizer, corpus.train), path
+
+
+def check_same_tokenizer(given: str, kept: str, started_with: str) -> None:
+    """Refuse a tokenizer's file that is not the tokenizer a run was started with, wherever the file lies.
+
+    Args:
+        given: on the command line: the path of a file, or one of KINDS, which need no look (see `FIXED`).
+        kept: the JSON text that the run keeps.
+        started_with: what was given then; the file itself may have gone since.
+
+    Raises:
+        UserError: it is another, or no tokenizer.
+    """
+    if given in KINDS or (given == started_with and not local(given).is_file()):
+        return
+    if Tokenizer.from_file(local(given)).to_json() != Tokenizer.from_json(kept).to_json():
+        raise UserError(
+            f"{given}: expected the tokenizer that the run was started with (--tokenizer {started_with}), found "
+            "another; leave --tokenizer out, as a run keeps its own, or give --checkpoint_path another folder"
+        )
 
 
 def _is_file(dataset: str) -> bool:
@@ -116,9 +148,10 @@ def _is_file(dataset: str) -> bool:
     return "/" in dataset or (not known and (Path(dataset).suffix != "" or Path(dataset).is_file()))
 
 
-def _unknown_dataset(name: str, data: Path) -> str:
+def _unknown_dataset(name: str, data: Path, why: str = "") -> str:
     known = sorted(path.name.removesuffix("-train.txt") for path in data.glob("*-train.txt"))
-    return f"DATASET must be the path of a text file or one of {', '.join(known) or '(none)'} in {data}, found {name!r}"
+    names = ", ".join(known) or "(none)"
+    return f"DATASET must be the path of a text file or one of {names} in {data}, found {name!r}{why}"
 
 
 def _same(line: str) -> str:

@@ -217,7 +217,7 @@ def evaluate(
     try:
         measures |= _of_embeddings(embedding.embed(lines.lines), lines.texts, rng)
     except ImportError as error:
-        reason = f"{error.name} is not there, of the extra eval: pip install 'text-diffusion[eval]'"
+        reason = f"{error.name} is not there, of the extra eval: pip install '.[eval]' in the repository"
         _leave_out(result, reason, "energy", "mauve")
     if scorer is not None:
         measures["perplexity"] = _perplexity(*scorer(lines.lines))

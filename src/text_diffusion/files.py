@@ -27,18 +27,7 @@ def read_lines(path: Path, blank: bool = False) -> list[str]:
     Raises:
         UserError: the file is missing, unreadable, empty, binary or not UTF-8.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: expected a text file, one sentence a line, found: {error.strerror}") from None
-    if b"\0" in raw:
-        raise UserError(f"{path}: expected text, found a binary file (a zero byte at offset {raw.index(0)})")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}: expected UTF-8, found byte 0x{raw[error.start]:02x} in line {number}") from None
-    lines = [line.rstrip() for line in text.removesuffix("\n").split("\n")]
+    lines = _all_lines(path)
     if not blank or not any(lines):
         lines = [line for line in lines if line]
     if not lines:
@@ -48,8 +37,24 @@ def read_lines(path: Path, blank: bool = False) -> list[str]:
 
 def line_number(path: Path, line: str) -> int:
     """Where a line that `read_lines` gave stands in its file, counted from 1 as an editor does."""
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    return next(number for number, other in enumerate(lines, 1) if other.rstrip() == line)
+    return _all_lines(path).index(line) + 1
+
+
+def _all_lines(path: Path) -> list[str]:
+    """Blank ones too. Where there is no newline at all a carriage return ends a line, as on the first Macintoshes."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: expected a text file, one sentence a line, found: {error.strerror}") from None
+    if b"\0" in raw:
+        raise UserError(f"{path}: expected text, found a binary file (a zero byte at offset {raw.index(0)})")
+    end = "\n" if b"\n" in raw else "\r"
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = raw.count(end.encode(), 0, error.start) + 1
+        raise UserError(f"{path}: expected UTF-8, found byte 0x{raw[error.start]:02x} in line {number}") from None
+    return [line.rstrip() for line in text.removesuffix(end).split(end)]
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -42,6 +42,26 @@ def is_original(contents: object) -> bool:
     return isinstance(contents, dict) and "input_transformers.layer.0.output.dense.weight" in contents
 
 
+def check_own_settings(folder: Path) -> None:
+    """Refuse to train where another program's `training_args.json` lies, which its weights need.
+
+    Raises:
+        UserError: it is not one of ours, which has its settings in groups.
+    """
+    path = folder / "training_args.json"
+    if not path.is_file():
+        return
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        settings = None
+    if not (isinstance(settings, dict) and isinstance(settings.get("model"), dict)):
+        raise UserError(
+            f"{path}: expected the settings of a run of this program, found those of another, which its weights need; "
+            "give --checkpoint_path another folder, or move the file"
+        )
+
+
 def convert(state: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
     """A state dict of the original as our configuration and state dict."""
     layers = len({name.split(".")[2] for name in state if name.startswith("input_transformers.layer.")})

@@ -59,7 +59,7 @@ def draw(findings: Sequence[Findings], folder: Path) -> None:
             write()
         except ImportError as error:
             findings[0].run.missing[what] = (
-                f"{error.name} is not there, of the extra viz: pip install 'text-diffusion[viz]'"
+                f"{error.name} is not there, of the extra viz: pip install '.[viz]' in the repository"
             )
 
 

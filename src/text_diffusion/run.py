@@ -26,6 +26,7 @@ from text_diffusion.files import check_writable, line_number, project_root, remo
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.lock import FolderLock
 from text_diffusion.objectives import OBJECTIVES, Network, Objective, check_foreign
+from text_diffusion.original import check_own_settings
 from text_diffusion.parallel import BatchLoss, shard, synchronise
 from text_diffusion.randomness import Stream, mix
 from text_diffusion.remote import Mirror, cache_of, is_remote
@@ -132,12 +133,15 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
     """`prepare`, for a folder on this machine."""
     data_config = settings.build(DataConfig, given)
     there = resumable_steps(folder)
+    ranks.on_first(lambda: check_own_settings(folder))
     opt = ranks.on_first(lambda: find_checkpoint(folder))
     saved: dict[str, Any] = {}
     if opt is not None:
         for group in opt["settings"].values():
             saved |= group
         check_same_run(given, saved, folder)
+        named, kept = given.get("tokenizer", saved["tokenizer"]), opt["tokenizer"]
+        ranks.on_first(lambda: corpora.check_same_tokenizer(named, kept, saved["tokenizer"]))
     saved.pop("checkpoint_path", None)
     model_config = settings.build(ModelConfig, saved, given)
     check_foreign(model_config.objective, given)
@@ -379,6 +383,8 @@ def check_same_run(given: dict[str, Any], saved: dict[str, Any], folder: Path) -
         UserError: naming the first of them.
     """
     for name in sorted(FIXED & given.keys()):
+        if name == "tokenizer" and given[name] not in tokenizers.KINDS:
+            continue  # a file, whose contents count: `check_same_tokenizer`
         if given[name] != saved[name] and not (name == "sequence_len" and given[name] == 0):
             raise UserError(
                 f"the run in {folder} was started with --{name} {saved[name]}, found {given[name]}; "

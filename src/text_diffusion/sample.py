@@ -120,14 +120,14 @@ def command(argv: Sequence[str] | None) -> None:
         if is_remote(config.out_dir):
             mirror = ranks.together(lambda: Mirror(config.out_dir, f"{path.stem}*") if ranks.first else None)
             path = cache_of(config.out_dir, f"{path.stem}*") / path.name
-        is_new = not path.parent.exists()
+        made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
         ranks.on_first(lambda: check_writable(path.parent))
         try:
             sentences = [sentence for plan in plans for sentence in generate(model, config, plan, ranks)]
         except BaseException:
-            if is_new and ranks.first:
-                with contextlib.suppress(OSError):  # somebody else has put something there
-                    path.parent.rmdir()
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                for folder in made if ranks.first else []:
+                    folder.rmdir()
             raise
         text = contents(sentences, model, config, control)
         ranks.on_first(lambda: write(sentences, text, path, mirror))

@@ -50,14 +50,17 @@ class Snapshot:
         The opt file comes last: it says that the set is whole, and names the others.
 
         Raises:
-            UserError: a file cannot be written; then none is left behind.
+            UserError: a file cannot be written; then no new one is left behind.
         """
         paths: list[Path] = []
+        fresh: list[Path] = []  # nothing stood in their place
         try:
             for rate, contents in self.weights:
                 path = _not_foreign(weights_path(folder, self.step, rate), self.run)
+                is_fresh = not path.exists()
                 checkpoint.write(path, contents)
                 paths.append(path)
+                fresh += [path] if is_fresh else []
             names = [path.name for path in paths]
             shards = shards_path(folder, self.step)
             more: dict[str, Any] = {"weights": names[0], "files": names}
@@ -65,7 +68,7 @@ class Snapshot:
                 more |= {"shards": shards.name, "shard_sizes": _sizes(shards)}
             checkpoint.write(opt_path(folder, self.step), self.opt | more)
         except UserError:
-            for path in paths:  # without its opt file a set is nobody's
+            for path in fresh:  # without its opt file a set is nobody's
                 path.unlink()
             raise
         return paths

@@ -23,7 +23,7 @@ def check() -> None:
     try:
         importlib.import_module("rich.live")
     except ImportError:
-        raise UserError("--play needs rich, of the extra viz: pip install 'text-diffusion[viz]'") from None
+        raise UserError("--play needs rich, of the extra viz: pip install '.[viz]' in the repository") from None
 
 
 def play(frames: Sequence[Frame], pause: float = PAUSE) -> None:
