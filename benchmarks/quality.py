@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import numpy as np
 import table
-from common import ROOT, Trained, record, train
+from common import ROOT, Trained, record, sample, train
 from e2e import e2e_lines
 
 from text_diffusion.files import read_lines
@@ -67,10 +67,9 @@ def simple(scratch: Path, samples: int, seeds: Sequence[int]) -> None:
     for seed in seeds:
         trained = train(scratch / f"simple-{seed}", "simple", flags=["--seed", str(seed)])
         curve = curve or loss_curve(trained.weights.parent / "metrics.jsonl")
-        model = load_diffusion(str(trained.weights))
         for calls in (8, 20, 50):
             started = time.perf_counter()
-            sentences = model.sample(samples, steps=calls, seed=seed)
+            sentences = sample(trained.weights, samples, steps=calls, seed=seed)
             speed = samples / (time.perf_counter() - started)
             figures = simple_figures(sentences, grammar, lines)
             runs.append({"seed": seed, "calls": calls, "sentences_per_s": speed, **about(trained), **figures})
@@ -86,11 +85,10 @@ def simple(scratch: Path, samples: int, seeds: Sequence[int]) -> None:
 def shipped(samples: int) -> None:
     """The weights that come with the repository."""
     grammar, lines = simple_language()
-    model = load_diffusion(str(ROOT / "ckpts/simple/ema_0.9999_025000.pt"))
-    runs = []
+    weights, runs = ROOT / "ckpts/simple/ema_0.9999_025000.pt", []
     for calls in (4, 8, 20, 50, 200, 2000):
         started = time.perf_counter()
-        sentences = model.sample(samples, steps=calls)
+        sentences = sample(weights, samples, steps=calls)
         speed = samples / (time.perf_counter() - started)
         runs.append({"calls": calls, "sentences_per_s": speed, **simple_figures(sentences, grammar, lines)})
         print(runs[-1], flush=True)
