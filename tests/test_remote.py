@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ from stores import ACCOUNT, KEY, Server, azurite, fake_gcs
 from toy import flags, metrics, one_sentence, same, stop_at, train_flags, weights_of
 
 import text_diffusion
-from text_diffusion import remote, sample, step, train
+from text_diffusion import mirror, remote, sample, step, train, uploads
+from text_diffusion.mirror import Mirror
 
 pytest.importorskip("blobfile", reason="no blobfile: pip install blobfile")
 
@@ -50,14 +54,18 @@ def bucket(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requ
 
 
 def listed(url: str) -> set[str]:
-    return set(remote._store().listdir(url))
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(FileNotFoundError):  # an empty one
+        patch.setattr(remote, "RETRIES", 5)
+        patch.setattr(remote, "TIMEOUT", 30)
+        return set(remote.open_store().listdir(url))
+    return set()
 
 
 def fetched(url: str, target: Path) -> Path:
     """The folder as it is in the store, by blobfile alone."""
     target.mkdir()
     for name in listed(url):
-        remote._store().copy(f"{url}/{name}", str(target / name))
+        remote.open_store().copy(f"{url}/{name}", str(target / name))
     return target
 
 
@@ -65,7 +73,7 @@ def test_run_in_a_bucket(
     bucket: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Text, run, samples: stopped, gone on with on a machine that has never seen it, the same as in a folder."""
-    store = remote._store()
+    store = remote.open_store()
     store.copy(str(corpus), f"{bucket}/toy.txt")
     folder = tmp_path / "plain"
     assert train.main(train_flags(corpus, folder, **OPTIONS)) == 0
@@ -102,60 +110,88 @@ def test_run_in_a_bucket(
     assert capsys.readouterr().out.splitlines()[-1] == f"written the decoded output to {bucket}/run/{name}"
 
 
-def test_bucket_that_stops_answering(
-    bucket: str, server: Server, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    """In the middle of a run: training goes on and says what is not saved; what is missing comes with the next save."""
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Little patience with a store, and what is said about uploads."""
     monkeypatch.setattr(remote, "RETRIES", 1)
-    monkeypatch.setattr(remote, "TIMEOUT", 1)
+    monkeypatch.setattr(remote, "TIMEOUT", 3)
+    lines: list[str] = []
+    monkeypatch.setattr(uploads, "say", lines.append)
+    return lines
+
+
+def before_step(steps: dict[int, Callable[[], object]], patch: pytest.MonkeyPatch) -> None:
+    """Do something before the step that begins at a number."""
     original = step.train_step
 
     def train_step(run: Any, state: Any, loss: Any) -> Any:
-        if state.step == 3:  # the checkpoint of step 2 is there
-            server.process.send_signal(signal.SIGSTOP)
-        if state.step == 5:
-            server.process.send_signal(signal.SIGCONT)
+        steps.get(state.step, lambda: None)()
         return original(run, state, loss)
 
-    monkeypatch.setattr(train, "train_step", train_step)
-    given = train_flags(corpus, tmp_path, **OPTIONS | {"eval_interval": 0, "save_async": False})
+    patch.setattr(train, "train_step", train_step)
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_bucket_that_stops_answering(
+    bucket: str, server: Server, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    """In the middle of a run: training goes on and says what is not saved; what is missing comes with the next save."""
+
+    def stop() -> None:
+        until(lambda: "opt000002.pt" in listed(bucket))
+        server.process.send_signal(signal.SIGSTOP)
+
+    def go_on() -> None:
+        until(lambda: any(line.startswith("warning: step 4 is not saved") for line in said))
+        server.process.send_signal(signal.SIGCONT)
+
+    before_step({3: stop, 5: go_on}, monkeypatch)
+    given = train_flags(corpus, tmp_path, **OPTIONS | {"eval_interval": 0})
     given[given.index(str(tmp_path))] = bucket
     try:
         assert train.main(given) == 0
     finally:
         server.process.send_signal(signal.SIGCONT)
-    err = capsys.readouterr().err
-    assert f"warning: step 4 is not saved in {bucket}, only here in" in err
-    assert "step 2 is not saved" not in err
+    assert f"warning: step 4 is not saved in {bucket}, only here in" in said[0]
+    assert f"step 6 is saved in {bucket} again" in said[1:]
     assert {f"opt00000{step}.pt" for step in (4, 6)} == {name for name in listed(bucket) if name.startswith("opt")}
 
 
 def test_bucket_that_does_not_come_back(
     bucket: str, server: Server, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], said: list[str],
 ) -> None:  # fmt: skip
-    """The run ends, whole on this machine, and not in silence; the same command uploads what is missing."""
-    monkeypatch.setattr(remote, "RETRIES", 1)
-    monkeypatch.setattr(remote, "TIMEOUT", 1)
-    original = step.train_step
+    """It hangs in the middle of an upload: neither training nor the next checkpoint waits. The run ends, whole on this
+    machine, and not in silence; the same command uploads what is missing."""
+    upload_once = Mirror._upload_once
 
-    def train_step(run: Any, state: Any, loss: Any) -> Any:
-        if state.step == 3:
+    def hang(self: Mirror, path: Path, url: str) -> None:
+        if url.endswith("/model000004.pt"):
             server.process.send_signal(signal.SIGSTOP)
-        return original(run, state, loss)
+        upload_once(self, path, url)
 
-    given = train_flags(corpus, tmp_path, **OPTIONS | {"eval_interval": 0, "save_async": False})
+    given = train_flags(corpus, tmp_path, **OPTIONS | {"eval_interval": 0, "keep_last": 1})
     given[given.index(str(tmp_path))] = bucket
+    hangs = lambda: os.waitid(os.P_PID, server.process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)  # noqa: E731
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(train, "train_step", train_step)
+            patch.setattr(Mirror, "_upload_once", hang)
+            before_step({2: lambda: until(lambda: "opt000002.pt" in listed(bucket)), 4: lambda: until(hangs)}, patch)
+            started = time.monotonic()
             assert train.main(given) == 1
+            assert time.monotonic() - started < 60
     finally:
         server.process.send_signal(signal.SIGCONT)
     assert "expected the store to answer" in one_sentence(capsys.readouterr().err)
-    assert "opt000006.pt" not in listed(bucket)
-    with monkeypatch.context() as patch:  # a machine that knows nothing of it
+    assert f"step 6 is not in {bucket} yet, only in" in said[0], "the next checkpoint did not wait"
+    assert {name for name in listed(bucket) if name.startswith("opt")} == {"opt000002.pt"}
+    with pytest.MonkeyPatch.context() as patch:  # a machine that knows nothing of it
         patch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
         short = [*given]
         short[short.index("--steps") + 1] = "4"
@@ -164,6 +200,56 @@ def test_bucket_that_does_not_come_back(
     assert train.main(given) == 0
     assert "uploading what could not be uploaded before" in capsys.readouterr().err
     assert "opt000006.pt" in listed(bucket)
+
+
+def test_only_what_has_changed_is_fetched(
+    bucket: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a run whose bucket was emptied begins anew."""
+    given = train_flags(corpus, tmp_path, **OPTIONS | {"eval_interval": 0})
+    given[given.index(str(tmp_path))] = bucket
+    assert train.main(given) == 0
+    fetched: list[str] = []
+    fetch = remote.fetch
+
+    def counted(store: Any, url: str, path: Path) -> None:
+        fetched.append(path.name)
+        fetch(store, url, path)
+
+    monkeypatch.setattr(mirror, "fetch", counted)
+    assert train.main(given) == 0
+    assert fetched == []
+    here = str(remote.cache_of(bucket) / "ema_0.9_000004.pt")
+    remote.open_store().copy(here, f"{bucket}/ema_0.9_000006.pt", overwrite=True)
+    (remote.cache_of(bucket) / "model000006.pt").unlink()
+    assert mirror.Mirror(bucket).folder.is_dir()
+    assert set(fetched) == {"ema_0.9_000006.pt", "model000006.pt"}
+    for name in listed(bucket):
+        with contextlib.suppress(Exception):  # fake-gcs-server removes it, and says so by another number than Google
+            remote.open_store().remove(f"{bucket}/{name}")
+    assert not list(mirror.Mirror(bucket).folder.glob("*.pt"))
+
+
+@pytest.mark.parametrize("command", ["train", "sample"])
+def test_bucket_that_is_not_there(
+    bucket: str, corpus: Path, trained: Path, command: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It is found out before the first step."""
+    monkeypatch.setattr(train, "train_step", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(sample, "generate", lambda *_: pytest.fail("it sampled"))
+    missing = bucket.replace("/box/", "/nobox/")
+    if command == "train":
+        assert train.main(flags(dataset=corpus, checkpoint_path=missing)) == 1
+    else:
+        assert sample.main(flags(model_name_or_path=trained / "ema_0.9_000006.pt", out_dir=missing)) == 1
+    assert "to be there; make it, or mend its name" in one_sentence(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("path", ["gs://", "gs:///run", "gs:/box/run", "az://account", "az://account/B!/run", "gs://x"])
+def test_names_that_no_store_can_have(path: str, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(flags(dataset=corpus, checkpoint_path=path)) == 1
+    assert f"{path}: expected " in one_sentence(capsys.readouterr().err)
 
 
 def test_missing_text(bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

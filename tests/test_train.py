@@ -307,17 +307,18 @@ def test_trim(text: str, step: int, kept: str, tmp_path: Path) -> None:
     assert path.read_text() == kept
 
 
-@pytest.mark.parametrize("name", ["opt000006.pt", "model000006.pt"])
+@pytest.mark.parametrize("name", ["opt000006.pt", "model000006.pt", "ema_0.9_000006.pt"])
 def test_damaged_checkpoint_is_passed_over(
     name: str, go: Trained, trained: Path, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A weights file that cannot be read may be anybody's: it stays, and the run's stands beside it."""
+    """A weights file that cannot be read is replaced if the run's own opt file names it."""
     whole = (copied / name).read_bytes()
     (copied / name).write_bytes(whole[: len(whole) // 2])
     go(**COPIED)
     err = capsys.readouterr().err
     assert f"warning: passed over: {copied / name}: expected a whole checkpoint" in err
     assert "going on from step 3" in err
+    assert not list(copied.glob("*.new.pt"))
     opt, expected = contents(copied / "opt000006.pt"), contents(trained / "opt000006.pt")
     assert same([opt[part] for part in ("optimizer", "emas")], [expected[part] for part in ("optimizer", "emas")])
     assert same(contents(copied / opt["weights"])["state"], contents(trained / "model000006.pt")["state"])
@@ -375,7 +376,8 @@ def test_weights_alone_are_no_run_to_go_on_with(
     after = files(folder)
     assert "going on" not in err
     assert before.items() <= after.items()
-    assert "ema_0.9_000006.pt belongs to another run and stays; written to ema_0.9_000006.new.pt instead" in err
+    assert "ema_0.9_000006.pt cannot be read, nor is it known whose it is, and stays; written to ema_0.9_00" in err
+    assert "ema_0.9_000003.pt belongs to another run and stays; written to ema_0.9_000003.new.pt instead" in err
     assert out.splitlines()[-1] == f"written the weights to {folder / 'ema_0.9_000006.new.pt'}"
     for name in ("ema_0.9_000003", "ema_0.9_000006", "model000006"):
         assert same(contents(folder / f"{name}.new.pt")["state"], contents(trained / f"{name}.pt")["state"])

@@ -23,7 +23,8 @@ default), ``tokenizer``, ``corpus`` and ``data`` (text to batches), ``randomness
 ``figures`` and ``evaluate`` (how good samples are); ``bound``, ``flow`` and ``likelihood`` (how probable a sentence
 is); ``objectives`` and ``autoregressive`` (what else may be learned), ``teacher`` (who judges) and ``calibration``
 (sure and right?); ``report`` and ``visual`` (pages about runs); ``launcher``, ``distributed``, ``parallel`` and
-``route`` (many ranks, one run); ``snapshot``, ``saver``, ``lock`` and ``remote`` (its files); ``device``; ``original``
+``route`` (many ranks, one run); ``snapshot``, ``saver``, ``lock``, ``remote``, ``mirror`` and
+``uploads`` (its files); ``device``; ``original``
 (weights of other programs), ``files``, ``visible``, ``memory`` and ``errors``.
 
 >>> import text_diffusion

@@ -1,33 +1,38 @@
-"""Paths in object stores, `gs://` and `az://`, by blobfile: a remote folder is a local one that is mirrored.
+"""Files in object stores, `gs://` and `az://`, by blobfile: the program works on local copies, whole and fast.
 
-The program works on local files, whole and fast. A remote folder is fetched into a cache when a command starts, and
-what has changed there is uploaded when a checkpoint is whole, the opt file last. An object appears when its upload is
-complete, so that a bucket never shows half a file, nor an opt file whose weights are not there.
+A remote file is fetched into a cache, unless the same version of it is there already; folders are in `mirror`.
 """
 
 from __future__ import annotations
 
-import fnmatch
+import contextlib
 import hashlib
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from text_diffusion.errors import UserError
-from text_diffusion.lock import NAME as LOCK
-from text_diffusion.lock import FolderLock
+from text_diffusion.files import write_atomically
 
 T = TypeVar("T")
 SCHEMES = ("gs://", "az://")
-PENDING = ".pending.json"  # what could not be uploaded; it is tried again at the next start
+RECORD = ".versions.json"  # in a folder of the cache
 RETRIES = 5  # of a request, with pauses that double
 TIMEOUT = 30  # seconds for an answer
 get_http_pool: Callable[[], Any] | None = None  # blobfile's hook, for proxies and the like: how connections are made
+
+
+NAMES = {  # as the makers state them: of a bucket; of an account and a container
+    "gs://": (re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/.*)?"), "gs://BUCKET/PATH"),
+    "az://": (
+        re.compile(r"az://[a-z0-9]{3,24}/(\$web|\$root|[a-z0-9](-?[a-z0-9]){2,62})(/.*)?"),
+        "az://ACCOUNT/CONTAINER/PATH",
+    ),
+}
 
 
 class StoreError(UserError):
@@ -38,11 +43,16 @@ def is_remote(path: str) -> bool:
     """Whether a path names an object store. (Path("gs://a/b") would make gs:/a/b of it.)
 
     Raises:
-        UserError: it names a store of a kind that is not supported.
+        UserError: it names a store of a kind that is not supported, or cannot be a name there.
     """
-    if re.match(r"\w[\w+.-]*://", path) and not path.startswith(SCHEMES):
+    if re.match(r"\w[\w+.-]*://|(gs|az):", path) and not path.startswith(SCHEMES):
         raise UserError(f"{path}: expected a path on this machine, or one that begins with {' or '.join(SCHEMES)}")
-    return path.startswith(SCHEMES)
+    if not path.startswith(SCHEMES):
+        return False
+    pattern, form = NAMES[path[:5]]
+    if not pattern.fullmatch(path):
+        raise UserError(f"{path}: expected {form}, found a name that no store can have; mend the path")
+    return True
 
 
 def name_of(path: str) -> str:
@@ -64,106 +74,67 @@ def local(path: str) -> Path:
     """
     if not is_remote(path):
         return Path(path)
-    store, target = _store(), cache_of(path)
+    store, target = open_store(), cache_of(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if not _asked(path, lambda: store.exists(path)):
+    if not asked(path, lambda: store.exists(path)) or path.endswith("/"):
         raise UserError(f"{path}: expected a file, found none; check the name")
-    _fetch(store, path, target)
+    versions = Versions(target.parent)
+    version = version_of(asked(path, lambda: store.stat(path)))
+    if not versions.has(target.name, version):
+        fetch(store, path, target)
+        versions.note(target.name, version)
     return target
 
 
-class Mirror:
-    """A remote folder and the local one that stands for it.
+class Versions:
+    """Which version of each remote file its local copy is, remembered in a folder of the cache from run to run.
 
     Args:
-        url: of the folder.
-        pattern: which files are fetched.
-
-    Raises:
-        UserError: the store does not answer or refuses.
+        folder: of the cache.
     """
 
-    def __init__(self, url: str, pattern: str = "*") -> None:
-        self.url, self.folder = url.rstrip("/"), cache_of(url, pattern)
-        self.store = _store()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = FolderLock(self.folder)
-        try:
-            self._fetch_all(pattern)
-        except BaseException:
-            self.lock.release()
-            raise
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / RECORD
+        self.known: dict[str, list[Any]] = {}  # by name: version, time of change and size of the local file
+        with contextlib.suppress(OSError, ValueError):  # without it all is fetched anew
+            self.known = json.loads(self.path.read_bytes())
 
-    def _fetch_all(self, pattern: str) -> None:
-        names = _asked(self.url, lambda: self._names())
-        pending = self._pending()
-        if _last_step(names) >= _last_step(pending):  # another machine has gone on
-            pending = []
-        for path in self.folder.iterdir():
-            if path.is_file() and path.name not in (*pending, PENDING, LOCK):
-                path.unlink()
-        self.uploaded: dict[str, tuple[int, int]] = {}
-        for name in names:
-            if name not in pending and fnmatch.fnmatch(name, pattern):
-                _fetch(self.store, f"{self.url}/{name}", self.folder / name)
-                self.uploaded[name] = _stamp(self.folder / name)
-        if pending:
-            print(f"{self.url}: uploading what could not be uploaded before: {', '.join(pending)}", file=sys.stderr)
-            self.push()
+    def has(self, name: str, version: str) -> bool:
+        """Whether the local file is that version of the remote one, and unchanged since."""
+        return self.is_current(name) and self.known[name][0] == version
 
-    def push(self) -> None:
-        """Upload what is new here, and remove there what is no longer here; opt files are the last to come.
+    def is_current(self, name: str) -> bool:
+        """Whether the local file is as it was when it was last fetched or uploaded."""
+        path = self.folder / name
+        return name in self.known and path.is_file() and self.known[name][1:] == list(stamp(path))
 
-        Raises:
-            StoreError: the store does not answer or refuses; what is missing there stays here for the next start.
-        """
-        here = {path.name: _stamp(path) for path in self.folder.iterdir() if path.is_file() and path.name[0] != "."}
-        new = sorted((name for name in here if self.uploaded.get(name) != here[name]), key=_opt_last)
-        gone = sorted(self.uploaded.keys() - here.keys(), key=_opt_last, reverse=True)  # opt files are the first to go
-        try:
-            for name in new:
-                self._upload(name)
-                self.uploaded[name] = here[name]
-            for name in gone:
-                self._remove(name)
-                del self.uploaded[name]
-        finally:
-            missing = [name for name in new if self.uploaded.get(name) != here[name]]
-            path = self.folder / PENDING
-            if missing:
-                path.write_text(json.dumps(missing))
-            else:
-                path.unlink(missing_ok=True)
+    def note(self, name: str, version: str, when: tuple[int, int] | None = None) -> None:
+        """The local file (as it was at a stamp, if one is given) is that version."""
+        self.known[name] = [version, *(when or stamp(self.folder / name))]
+        self._write()
 
-    def _pending(self) -> list[str]:
-        path = self.folder / PENDING
-        names: list[str] = json.loads(path.read_text()) if path.is_file() else []
-        return [name for name in names if (self.folder / name).is_file()]
+    def forget(self, name: str) -> None:
+        """The file is no longer in the store."""
+        self.known.pop(name, None)
+        self._write()
 
-    def _names(self) -> list[str]:
-        if not self.store.isdir(self.url):
-            return []
-        return [entry.name for entry in self.store.scandir(self.url) if not entry.is_dir]
-
-    def _upload(self, name: str) -> None:
-        url = f"{self.url}/{name}"
-        _asked(url, lambda: self.store.copy(str(self.folder / name), url, overwrite=True))
-
-    def _remove(self, name: str) -> None:
-        url = f"{self.url}/{name}"
-
-        def remove() -> None:
-            if self.store.exists(url):
-                try:
-                    self.store.remove(url)
-                except Exception:  # of a request that was tried again, the first may have done it
-                    if self.store.exists(url):
-                        raise
-
-        _asked(url, remove)
+    def _write(self) -> None:
+        text = json.dumps(self.known).encode()
+        write_atomically(self.path, lambda file: file.write(text))
 
 
-def _store() -> Any:
+def version_of(stat: Any) -> str:
+    """What distinguishes one content of a remote file from the next."""
+    return f"{str(stat.version).strip(chr(34))} {stat.size}"  # some answers have the etag in quotes, some have not
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """What distinguishes one content of a local file from the next."""
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
+def open_store() -> Any:
     """blobfile, giving up after a while (of its own accord it would try for ever) and silent on standard output."""
     try:
         import blobfile
@@ -181,16 +152,18 @@ def _store() -> Any:
     )
 
 
-def _fetch(store: Any, url: str, target: Path) -> None:
+def fetch(store: Any, url: str, target: Path) -> None:
+    """Copy a remote file to this machine, whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        _asked(url, lambda: store.copy(url, str(temporary), overwrite=True))
-        shutil.move(temporary, target)
+        asked(url, lambda: store.copy(url, str(temporary), overwrite=True))
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _asked(url: str, ask: Callable[[], T]) -> T:
+def asked(url: str, ask: Callable[[], T]) -> T:
     """What the store answers.
 
     Raises:
@@ -201,27 +174,20 @@ def _asked(url: str, ask: Callable[[], T]) -> T:
     except UserError:
         raise
     except Exception as error:  # blobfile has errors of its own, of urllib3 and of Python's for one and the same cause
-        text = str(error) or type(error).__name__
-        status = getattr(error, "response_status", None)
-        credentials = status in (401, 403) or "credential" in text.lower() or "anonymous" in text.lower()
-        found = text.splitlines()[0][:200]
-        what = (
+        raise StoreError(f"{url}: expected {_wanted(error)}, found: {_said(error)}") from None
+
+
+def _wanted(error: Exception) -> str:
+    text, status = str(error).lower(), getattr(error, "response_status", None)
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return "the bucket (or account and container) to be there; make it, or mend its name"
+    if status in (401, 403) or "credential" in text or "anonymous" in text:
+        return (
             "credentials that may use it (Google: GOOGLE_APPLICATION_CREDENTIALS or `gcloud auth application-default "
             "login`; Azure: AZURE_STORAGE_KEY or `az login`)"
-            if credentials
-            else "the store to answer; try again later, or take another path"
         )
-        raise StoreError(f"{url}: expected {what}, found: {found}") from None
+    return "the store to answer; try again later, or take another path"
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_mtime_ns, stat.st_size
-
-
-def _last_step(names: list[str]) -> int:
-    return max((int(found[1]) for name in names if (found := re.fullmatch(r"opt(\d+)\.pt", name))), default=-1)
-
-
-def _opt_last(name: str) -> tuple[bool, str]:
-    return name.startswith("opt"), name
+def _said(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -25,11 +25,12 @@ from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, line_number, project_root, remove_leftovers
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.lock import FolderLock
+from text_diffusion.mirror import Mirror
 from text_diffusion.objectives import OBJECTIVES, Network, Objective, check_foreign
 from text_diffusion.original import check_own_settings
 from text_diffusion.parallel import BatchLoss, shard, synchronise
 from text_diffusion.randomness import Stream, mix
-from text_diffusion.remote import Mirror, cache_of, is_remote
+from text_diffusion.remote import cache_of, is_remote
 from text_diffusion.schedules import named_betas
 from text_diffusion.snapshot import Snapshot, check_safetensors, find_checkpoint, remove_stray_shards
 from text_diffusion.state import TrainState

@@ -28,7 +28,8 @@ from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, write_atomically
 from text_diffusion.generation import Sampling, TextDiffusion, Writer, writer_of
 from text_diffusion.memory import in_batches, keep_freed_memory
-from text_diffusion.remote import Mirror, cache_of, is_remote, local
+from text_diffusion.mirror import Mirror
+from text_diffusion.remote import StoreError, cache_of, is_remote, local
 from text_diffusion.visible import visible
 
 PRINTED = 10  # sentences on standard output; the file has them all
@@ -171,8 +172,12 @@ def write(sentences: Sequence[str], text: bytes, path: Path, mirror: Mirror | No
     path = free_name(path, text)
     write_atomically(path, lambda file: file.write(text))
     if mirror:
-        mirror.push()
-        mirror.lock.release()
+        try:
+            mirror.push()
+        except StoreError as error:
+            raise UserError(f"{error} (the sentences are in {path}, and the same command uploads them)") from None
+        finally:
+            mirror.lock.release()
     for sentence in sentences[:PRINTED]:
         print(visible(sentence))
     if len(sentences) > PRINTED:

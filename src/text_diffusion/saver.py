@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch.distributed as dist
 
 from text_diffusion.distributed import Ranks
-from text_diffusion.remote import Mirror, StoreError
+from text_diffusion.errors import UserError
+from text_diffusion.mirror import Mirror
 from text_diffusion.snapshot import Snapshot, prune, remove_shards, shards_path, write_shards
+from text_diffusion.uploads import Uploads
 
 
 class Saver:
@@ -21,14 +23,14 @@ class Saver:
         ranks: rank 0 writes what is not sharded.
         keep_last: how many checkpoints stay; 0: all.
         background: whether `save` returns before all is written.
-        mirror: uploads what was written; if it cannot, training goes on.
+        mirror: what was written is uploaded, by another thread; if it cannot be, training goes on.
     """
 
     def __init__(
         self, folder: Path, ranks: Ranks, keep_last: int, background: bool, mirror: Mirror | None = None
     ) -> None:
         self.folder, self.ranks, self.keep_last, self.background = folder, ranks, keep_last, background
-        self.mirror = mirror
+        self.uploads = Uploads(mirror) if mirror else None
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self.writing: Future[list[Path]] | None = None
         self.written: set[int] = set()  # steps, by this process
@@ -59,9 +61,22 @@ class Saver:
         """
         return self.writing.result() if self.writing is not None else []
 
+    def finish_uploads(self) -> None:
+        """Wait until all is in the bucket, the rows of the log included that came after the last checkpoint.
+
+        Raises:
+            UserError: it cannot be uploaded.
+        """
+        if self.uploads:
+            self.uploads.want(max(self.written, default=0))
+            self.uploads.finish()
+
     def close(self) -> None:
-        """Wait for the checkpoint under way, whatever becomes of it."""
+        """Wait for the checkpoint under way and its upload, whatever becomes of them."""
         self.thread.shutdown()
+        if self.uploads:
+            with contextlib.suppress(UserError):  # said already
+                self.uploads.finish()
 
     def _write(self, snapshot: Snapshot) -> list[Path]:
         if snapshot.shards:
@@ -74,13 +89,6 @@ class Saver:
         paths = snapshot.write(self.folder)
         self.written.add(snapshot.step)
         prune(self.folder, snapshot.run, self.keep_last, self.written)
-        if self.mirror:
-            try:
-                self.mirror.push()
-            except StoreError as error:
-                print(
-                    f"warning: step {snapshot.step} is not saved in {self.mirror.url}, only here in {self.folder}; "
-                    f"training goes on, and the next checkpoint tries again: {error}",
-                    file=sys.stderr,
-                )
+        if self.uploads:
+            self.uploads.want(snapshot.step)
         return paths

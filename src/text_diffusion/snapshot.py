@@ -63,7 +63,8 @@ class Snapshot:
                 fresh += [path] if is_fresh else []
             names = [path.name for path in paths]
             shards = shards_path(folder, self.step)
-            more: dict[str, Any] = {"weights": names[0], "files": names}
+            sizes = {path.name: path.stat().st_size for path in paths}
+            more: dict[str, Any] = {"weights": names[0], "files": names, "sizes": sizes}
             if self.shards:
                 more |= {"shards": shards.name, "shard_sizes": _sizes(shards)}
             checkpoint.write(opt_path(folder, self.step), self.opt | more)
@@ -111,7 +112,11 @@ def whole(folder: Path, step: int) -> dict[str, Any]:
     opt = checkpoint.read(path)
     if missing := NEEDED - opt.keys():
         raise UserError(f"{path}: expected an opt file, found one without {', '.join(sorted(missing))}")
-    checkpoint.read(folder / opt["weights"])
+    for name in opt.get("files", [opt["weights"]]):
+        checkpoint.read(folder / name)
+        size, found = opt.get("sizes", {}).get(name), (folder / name).stat().st_size
+        if size not in (None, found):
+            raise UserError(f"{folder / name}: expected a checkpoint of {size} bytes, found {found}")
     if opt.get("shards"):
         _check_shards(folder / opt["shards"], opt["shard_sizes"])
     return opt
@@ -220,9 +225,24 @@ def _not_foreign(path: Path, run: str) -> Path:
     """`path`, or a name beside it when another run's weights (the shipped ones, say) are there."""
     if not path.is_file():
         return path
-    with contextlib.suppress(UserError):
+    try:
         if checkpoint.read(path).get("run") == run:
             return path
+        why = "belongs to another run"
+    except UserError:
+        if _is_named(path, run):  # by us: it was damaged since
+            return path
+        why = "cannot be read, nor is it known whose it is,"
     other = _not_foreign(path.with_name(f"{path.stem}.new.pt"), run)
-    print(f"{path.name} belongs to another run and stays; written to {other.name} instead", file=sys.stderr)
+    print(f"{path.name} {why} and stays; written to {other.name} instead", file=sys.stderr)
     return other
+
+
+def _is_named(path: Path, run: str) -> bool:
+    """Whether an opt file of the run names a file as one of its set."""
+    for step in resumable_steps(path.parent):
+        with contextlib.suppress(UserError):
+            opt = checkpoint.read(opt_path(path.parent, step))
+            if opt.get("run") == run and path.name in opt.get("files", []):
+                return True
+    return False

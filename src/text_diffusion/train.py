@@ -5,6 +5,7 @@ python -m text_diffusion.train --dataset simple          (`bash scripts/run_trai
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
@@ -77,14 +78,10 @@ def train(run: Run, state: TrainState) -> None:
                 if saving:
                     saver.save(run.snapshot(state, meter.state_dict()))
                 if stopping:
-                    saver.finish()
-                    raise Interrupted(
-                        f"stopped at step {state.step} of {config.steps} and saved in {run.folder}; "
-                        "run the same command again to go on",
-                        max(ranks.gather(received[0] if received else 0)),
-                    )
+                    raise stopped(run, state, saver, max(ranks.gather(received[0] if received else 0)))
                 meter.restart_clock()
-        written = saver.finish()
+            written = saver.finish()
+            ranks.together(saver.finish_uploads)
     finally:
         saver.close()
         if tracker:
@@ -92,6 +89,19 @@ def train(run: Run, state: TrainState) -> None:
     print(f"{config.steps} steps, {clock(state.seconds)} of training", file=sys.stderr)
     if ranks.first:
         print(f"written the weights to {run.shown(written[1])}")
+
+
+def stopped(run: Run, state: TrainState, saver: Saver, number: int) -> Interrupted:
+    """What a run that a signal has stopped ends with, once its checkpoint is saved."""
+    saver.finish()
+    where = str(run.folder)
+    with contextlib.suppress(UserError):  # said already
+        saver.finish_uploads()
+        where = run.mirror.url if run.mirror else where
+    return Interrupted(
+        f"stopped at step {state.step} of {run.config.steps} and saved in {where}; run the same command again to go on",
+        number,
+    )
 
 
 def step_in_memory(run: Run, state: TrainState, loss: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
@@ -188,8 +198,6 @@ def begin(run: Run, state: TrainState) -> None:
         print(f"the run in {run.folder} is complete at step {state.step}; a larger STEPS extends it", file=sys.stderr)
         return
     train(run, state)
-    if run.mirror:
-        run.mirror.push()  # the rows that came after the last checkpoint, or what its upload lacked
 
 
 def main(argv: Sequence[str] | None = None) -> int:
