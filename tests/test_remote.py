@@ -144,7 +144,7 @@ def test_bucket_that_stops_answering(
     """In the middle of a run: training goes on and says what is not saved; what is missing comes with the next save."""
 
     def stop() -> None:
-        until(lambda: "opt000002.pt" in listed(bucket))
+        until(lambda: "opt000002.pt" in remote.Versions(remote.cache_of(bucket)).known)  # its upload is over
         server.process.send_signal(signal.SIGSTOP)
 
     def go_on() -> None:
@@ -182,7 +182,13 @@ def test_bucket_that_does_not_come_back(
     try:
         with monkeypatch.context() as patch:
             patch.setattr(Mirror, "_upload_once", hang)
-            before_step({2: lambda: until(lambda: "opt000002.pt" in listed(bucket)), 4: lambda: until(hangs)}, patch)
+            before_step(
+                {
+                    2: lambda: until(lambda: "opt000002.pt" in remote.Versions(remote.cache_of(bucket)).known),
+                    4: lambda: until(hangs),
+                },
+                patch,
+            )
             started = time.monotonic()
             assert train.main(given) == 1
             assert time.monotonic() - started < 60
