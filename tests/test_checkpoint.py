@@ -363,13 +363,13 @@ def original(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path
 
 def test_original_is_sampled_from(original: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     weights, vocab = original
-    sentences = sampled(capsys, weights, tokenizer=vocab, num_samples=30)
+    sentences = sampled(capsys, weights, tokenizer=vocab, num_samples=30, steps=20)
     words = [word for sentence in sentences for word in sentence.split(" ") if word]
     assert set(words) <= set(tokenizers.Tokenizer.from_file(str(vocab)).get_vocab())
     assert len(set(words)) > 4
     assert not any(word.startswith("[") for word in words)
     model = text_diffusion.generation.load_diffusion(weights, tokenizer=str(vocab))
-    assert sentences == model.sample(30)
+    assert sentences == model.sample(30, steps=20)
     assert (model.sequence_len, model.diffusion.num_timesteps, model.diffusion.time_scale) == (9, 40, 25.0)
     assert (model.model.config.num_heads, model.model.config.num_layers, model.model.config.norm) == (12, 2, "post")
 
@@ -383,7 +383,7 @@ def test_original_s_time_scale(original: tuple[Path, Path]) -> None:
 
 def test_original_s_stale_head_is_ignored(original: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     weights, vocab = original
-    sentences = sampled(capsys, weights, tokenizer=vocab, num_samples=30)
+    sentences = sampled(capsys, weights, tokenizer=vocab, num_samples=30, steps=20)
     state = contents(weights)
     torch.save(state | {"lm_head.weight": torch.zeros_like(state["lm_head.weight"])}, weights)
     assert sampled(capsys, weights, tokenizer=vocab, num_samples=30) == sentences
