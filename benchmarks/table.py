@@ -108,9 +108,14 @@ def render_settings(results: dict[str, Any]) -> str:
     part = results.get("settings", {"rows": [], "machine": "nothing yet"})
     for row in part["rows"]:
         speed, flags = row["sentences_per_s"], row["flags"] and f"`{row['flags']}`"
-        cells = (row["size"], row["batch"], row["length"], flags, f"{speed / row['batch']:.3g}", f"{speed:.3g}")
+        cells = (row["size"], row["batch"], row["length"], flags, f"{speed / row['batch']:.3g}", short(speed))
         lines.append(f"| {' | '.join(map(str, cells))} | {row['peak_mb']:.0f} MB |")
     return "\n".join([*lines, "", f"Measured on {part['machine']}."])
+
+
+def short(number: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def way(row: dict[str, Any]) -> str:
@@ -156,7 +161,7 @@ def render_speed(results: dict[str, Any]) -> str:
         fast = "20 calls with `--halt 3`" if row["fast"] == "halt" else row["fast"]
         rows.append((f"{fast} ({row['sentences_per_s']:.0f} sentences/s) against {slow[row['slow']]}", row))
     for title, part in rows:
-        lines.append(f"| {title} | {part['ratio']:.2f} | {part['least']:.2f} | {part['most']:.2f} |")
+        lines.append(f"| {title} | {' | '.join(short(part[name]) for name in ('ratio', 'least', 'most'))} |")
     for row in results.get("gemm", {}).get("rows", []):
         title = f"`{row['size']}`, B = {row['batch']}, L = {row['length']}: share of the matrix-product rate"
         lines.append(f"| {title} | {row['share']:.2f} | {row['least']:.2f} | {row['most']:.2f} |")
