@@ -459,6 +459,15 @@ def test_reader_that_has_gone(weights: Path) -> None:
     assert len(files(weights.parent)) == 2
 
 
+def test_reader_of_the_usage_that_has_gone() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    process = start("--help", stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 141
+
+
 def test_terminal_that_cannot_show_a_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shown in some other way; the file has it."""
     corpus, folder = write_text(tmp_path / "my.txt", ["naïve"] * 3), tmp_path / "run"

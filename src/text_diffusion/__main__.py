@@ -6,6 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from text_diffusion import errors
+
 # name: module, and what it does
 COMMANDS = {
     "train": ("train", "train a model (scripts/run_train.sh)"),
@@ -31,8 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
-        print(usage())
-        return 0
+        return errors.run(lambda _: print(usage()))
     if name not in COMMANDS:
         print(f"error: COMMAND must be one of {', '.join(COMMANDS)}, found {name!r}", file=sys.stderr)
         return 1
