@@ -1,11 +1,15 @@
 """Runs that are killed with SIGKILL at random moments, and go on by the same command: nothing may be lost or changed.
 
-python benchmarks/faults.py [RUNS=100]          writes its line into docs/distributed.md
+python benchmarks/faults.py [RUNS=100] [MINUTES=60]          writes its lines into docs/distributed.md
 
-Each run is a process of its own, forked from this one, which has imported the program but started no thread, so that a
-hundred of them take a minute or two. A checkpoint is written after every second step, in the background, so that many
-kills come in the middle of a write. Compared are all weights, averages, the optimizer and the log, bit for bit, with
-those of a run that was never killed. After every kill each file that is named as a checkpoint must be readable.
+Of ten runs nine are one process and one is two ranks with --parallel fsdp. All are forked from this process, which has
+imported the program but started no thread, so that a hundred of them take minutes. A checkpoint is written after every
+second step, in the background, so that many kills come in the middle of a write. Every run is killed until at least one
+kill came after its first checkpoint and before its end. Of two ranks both are killed, as when a machine fails, or rank
+0 alone, which must end the other; while they still meet that takes minutes, so after five seconds it is killed too.
+Compared are all weights, averages, the optimizer and the log, bit for bit, with those of a run of the same kind that
+was never killed. After every kill each file that is named as a checkpoint must be readable. Runs that there is no time
+for are not begun; those that there was time for are recorded.
 """
 
 from __future__ import annotations
@@ -15,10 +19,13 @@ import os
 import random
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,58 +37,108 @@ import torch  # noqa: E402
 
 from text_diffusion import train  # noqa: E402
 
-STEPS = 24
-KILLS = 3  # of each run, at most, before it may end
+STEPS = 12
+KILLS = 3  # of each run, at most by plan; more if none of them came between its first checkpoint and its end
+TRIES = 20
+EARLY, LATE = "before the first checkpoint", "too late: it had ended"
 SIZES = {
-    "steps": STEPS, "save_interval": 2, "log_interval": 3, "eval_interval": 8, "keep_last": 3, "batch_size": 16,
+    "steps": STEPS, "save_interval": 2, "log_interval": 3, "eval_interval": 6, "keep_last": 3, "batch_size": 16,
     "hidden_size": 64, "num_layers": 2, "num_heads": 2, "in_channel": 16, "num_channels": 16, "diffusion_steps": 50,
     "dropout": 0.1, "ema_rate": "0.9,0.99", "lr": 1e-3, "device": "cpu",
 }  # fmt: skip
 
 
-def start(text: Path, folder: Path) -> int:
-    """Fork a process that trains into the folder; its id."""
+@dataclass(frozen=True)
+class Kind:
+    """A way to start a run, and how many of ten are started so."""
+
+    name: str
+    ranks: int
+    parallel: str
+    of_ten: int
+
+
+KINDS = (
+    Kind("one process", 1, "ddp", 9),
+    Kind("two ranks, fsdp", 2, "fsdp", 1),
+)
+
+
+def arguments(kind: Kind, text: Path, folder: Path) -> list[str]:
+    """Of the command."""
+    flags = {"dataset": text, "checkpoint_path": folder, "parallel": kind.parallel, **SIZES}
+    return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+
+
+def fork(kind: Kind, text: Path, folder: Path, env: dict[str, str]) -> int:
+    """A process that trains into the folder; its id."""
     process = os.fork()
     if process:
         return process
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 2)
     status = 1
     try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        os.environ.update(env)
         torch.set_num_threads(1)
-        flags = {"dataset": text, "checkpoint_path": folder, **SIZES}
-        status = train.main([part for name, value in flags.items() for part in (f"--{name}", str(value))])
+        status = train.main(arguments(kind, text, folder))
     finally:
         os._exit(status)
 
 
-def ended(process: int) -> int:
-    """Wait for it; its exit status, negative if a signal ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+def start(kind: Kind, text: Path, folder: Path) -> list[int]:
+    """Start the ranks of a run; their ids."""
+    if kind.ranks == 1:
+        return [fork(kind, text, folder, {})]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    meeting = {"WORLD_SIZE": str(kind.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    return [fork(kind, text, folder, {"RANK": str(i), "LOCAL_RANK": str(i), **meeting}) for i in range(kind.ranks)]
 
 
-def killed(text: Path, folder: Path, seconds: float, kills: Counter[str]) -> None:
-    """Start, kill after some seconds unless it has ended, and look at what is left."""
-    process = start(text, folder)
+def kill(processes: list[int]) -> None:
+    """All of them."""
+    for process in processes:
+        os.kill(process, signal.SIGKILL)
+
+
+def ended(processes: list[int]) -> list[int]:
+    """Wait for them; their exit statuses, negative if a signal ended one."""
+    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+
+
+def killed(kind: Kind, text: Path, folder: Path, seconds: float, rng: random.Random, after_first: bool) -> str:
+    """Start, kill after some seconds (from the first checkpoint on, if need be), look at what is left; the moment."""
+    processes = start(kind, text, folder)
+    deadline = time.monotonic() + 60
+    while after_first and not any(folder.glob("opt*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.002)
     time.sleep(seconds)
-    os.kill(process, signal.SIGKILL)
-    status = ended(process)
-    if status == 0:
-        kills["too late: it had ended"] += 1
-        return
-    assert status == -signal.SIGKILL, f"ended by itself with {status}: {folder.with_suffix('.log').read_text()}"
-    if any(folder.glob(".*.pt.*.tmp")):
-        kills["in the middle of writing a checkpoint's file"] += 1
-    elif len(list(folder.glob("model*.pt"))) > len(list(folder.glob("opt*.pt"))):
-        kills["between two files of a checkpoint"] += 1
-    elif any(folder.glob("opt*.pt")):
-        kills["at another moment, after the first checkpoint"] += 1
-    else:
-        kills["before the first checkpoint"] += 1
+    kill(processes[:1] if rng.random() < 0.5 else processes)
+    deadline = time.monotonic() + 5
+    statuses: dict[int, int] = {}
+    while len(statuses) < len(processes):
+        for process in processes:
+            if process not in statuses and (reaped := os.waitpid(process, os.WNOHANG))[0]:
+                statuses[process] = os.waitstatus_to_exitcode(reaped[1])
+        if time.monotonic() > deadline:
+            kill([process for process in processes if process not in statuses])
+        time.sleep(0.01)
+    if 0 in statuses.values():  # a rank ends so when all have done everything
+        return LATE
+    log = folder.with_suffix(".log")
+    assert "Traceback" not in log.read_text(), log.read_text()
+    whole, shards = list(folder.glob("opt*.pt")), list(folder.glob("opt*.shards"))
     for path in folder.glob("*.pt"):  # raises if one is not whole
         torch.load(path, weights_only=True)
+    if not whole:
+        return EARLY
+    if any(folder.glob(".*.pt.*.tmp")):
+        return "in the middle of writing a checkpoint's file"
+    if len(list(folder.glob("model*.pt"))) > len(whole) or len(shards) > len(whole):
+        return "between two files of a checkpoint"
+    return "at another moment, after the first checkpoint"
 
 
 def result(folder: Path) -> dict[str, Any]:
@@ -107,31 +164,63 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def run(runs: int, seed: int = 0) -> dict[str, Any]:
+def survives(
+    kind: Kind, text: Path, folder: Path, seconds: float, rng: random.Random, expected: Any
+) -> tuple[bool, list[str]]:
+    """Kill a run as often as chance will have it, and until one kill has cost something; then let it end."""
+    moments: list[str] = []
+    wanted = rng.randint(1, KILLS)
+    for attempt in range(TRIES):
+        if attempt >= wanted and set(moments) - {EARLY, LATE}:
+            break
+        if moments[-1:] == [LATE]:  # complete: it could not be killed any more
+            shutil.rmtree(folder)
+            moments.clear()
+            seconds /= 2
+        wait = rng.uniform(0, seconds if attempt < wanted else seconds / 8)
+        moments.append(killed(kind, text, folder, wait, rng, attempt >= wanted))
+    effective = bool(set(moments) - {EARLY, LATE})
+    statuses = ended(start(kind, text, folder))
+    equal = effective and not any(statuses) and same(result(folder), expected)
+    if not equal:
+        print(
+            f"{folder.name}: {kind.name}, {moments}, {statuses}; {folder.with_suffix('.log').read_text()}", flush=True
+        )
+    return equal, moments
+
+
+def run(runs: int, seed: int = 0, kinds: Sequence[Kind] = KINDS, minutes: float = 60) -> dict[str, Any]:
     """Kill and resume; the figures."""
     rng = random.Random(seed)
-    kills: Counter[str] = Counter()
-    equal = 0
+    rows: list[dict[str, Any]] = []
+    plan = [kind for kind in kinds for _ in range(kind.of_ten)]
+    rng.shuffle(plan)
+    deadline = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory() as scratch:
         text = Path(scratch, "text.txt")
         words = ("red", "blue", "old", "new"), ("apple", "fig", "pear", "egg"), ("ripe", "cold", "sweet", "hot")
         text.write_text("".join(f"The {a} {b} is {c}.\n" for a, b, c in product(*words)))
-        started = time.perf_counter()
-        assert ended(start(text, Path(scratch, "whole"))) == 0, Path(scratch, "whole.log").read_text()
-        seconds = time.perf_counter() - started
-        expected = result(Path(scratch, "whole"))
+        wholes: dict[Kind, tuple[float, Any]] = {}
+        for kind in kinds:
+            folder = Path(scratch, f"whole{len(wholes)}")
+            started = time.perf_counter()
+            assert not any(ended(start(kind, text, folder))), folder.with_suffix(".log").read_text()
+            wholes[kind] = time.perf_counter() - started, result(folder)
         for i in range(runs):
-            folder = Path(scratch, f"run{i}")
-            for _ in range(rng.randint(1, KILLS)):
-                killed(text, folder, rng.uniform(0, seconds), kills)
-            status = ended(start(text, folder))
-            found = result(folder) if status == 0 else None
-            if same(found, expected):
-                equal += 1
-            else:
-                print(f"run {i}: status {status}, not the same; {folder.with_suffix('.log').read_text()}")
-            shutil.rmtree(folder)
-    return {"runs": runs, "equal": equal, "kills": dict(kills), "steps": STEPS}
+            if time.monotonic() > deadline:
+                break
+            kind, folder = plan[i % len(plan)], Path(scratch, f"run{i}")
+            equal, moments = survives(kind, text, folder, wholes[kind][0], rng, wholes[kind][1])
+            rows.append({"kind": kind.name, "equal": equal, "kills": moments})
+            print(f"{i + 1} of {runs}: {'equal' if equal else 'NOT EQUAL'}, {kind.name}, {moments}", flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
+    return {
+        "planned": runs,
+        "runs": len(rows),
+        "equal": sum(row["equal"] for row in rows),
+        "steps": STEPS,
+        "rows": rows,
+    }
 
 
 def main() -> None:
@@ -139,8 +228,14 @@ def main() -> None:
     import table
     from common import record
 
-    figures = run(int(sys.argv[1]) if len(sys.argv) > 1 else 100)
-    print(figures)
+    changed = subprocess.run(["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", "src", "benchmarks/faults.py"])
+    if changed.returncode:
+        raise SystemExit(
+            "error: expected a clean commit, to which the figures belong, found changes; commit them first"
+        )
+    runs, minutes = [*map(int, sys.argv[1:]), *(100, 60)[len(sys.argv) - 1 :]]
+    figures = run(runs, minutes=minutes)
+    print({name: value for name, value in figures.items() if name != "rows"})
     record("faults", figures)
     table.write()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -188,13 +189,16 @@ def render_faults(results: dict[str, Any]) -> str:
     part = results.get("faults")
     if not part:
         return ""
-    moments = {moment: count for moment, count in part["kills"].items() if not moment.startswith("too late")}
-    kills = sum(moments.values())
+    rows = part.get("rows", [])  # older figures have the sums only
+    moments = Counter(part.get("kills", {})) + Counter(moment for row in rows for moment in row["kills"])
+    moments = Counter({moment: count for moment, count in moments.items() if not moment.startswith("too late")})
+    kinds = ", ".join(f"{count} x {kind}" for kind, count in Counter(row["kind"] for row in rows).items())
+    how = f"; of each at least one came between its first checkpoint and its end ({kinds})" if rows else ""
     lines = [
         f"{part['equal']} of {part['runs']} runs of {part['steps']} steps ended with the weights, averages, optimizer "
-        f"and log of the run that was never killed, bit for bit, after {kills} kills in all:",
+        f"and log of the run that was never killed, bit for bit, after {moments.total()} kills in all{how}:",
         "",
-        *(f"- {count} {moment}" for moment, count in sorted(moments.items(), key=lambda kill: -kill[1])),
+        *(f"- {count} {moment}" for moment, count in moments.most_common()),
     ]
     return "\n".join([*lines, "", f"Measured on {part['machine']}."])
 
