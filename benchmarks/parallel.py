@@ -28,12 +28,6 @@ from text_diffusion.saver import Saver  # noqa: E402
 from text_diffusion.step import train_step  # noqa: E402
 
 TEXT = str(ROOT / "data" / "simple-test.txt")
-LINKS = (  # bytes/s of a GPU each way, as their makers state them
-    ("NVLink, within 8 GPUs, 450 GB/s", 450e9, (8,)),
-    ("InfiniBand, 400 Gbit/s a GPU", 50e9, (8, 64, 512)),
-    ("Ethernet, 25 Gbit/s a GPU", 3.1e9, (8, 64, 512)),
-)
-STEP_SECONDS = 0.25  # assumed for the projection: `base` on one GPU, with enough of the batch to fill it
 
 
 def run(name: str, ranks: Ranks, folder: Path, **given: Any) -> dict[str, Any]:
@@ -123,17 +117,6 @@ def measured(what: str, ranks: int, folder: Path) -> dict[str, Any]:
     return found
 
 
-def projected(parameters: int) -> list[dict[str, Any]]:
-    """A ring all-reduce sends 2 (n - 1) / n of the gradient, after the backward pass at worst, during it at best."""
-    rows = []
-    for link, speed, gpus in LINKS:
-        for n in gpus:
-            seconds = 2 * (n - 1) / n * 4 * parameters / speed
-            worst, best = STEP_SECONDS / (STEP_SECONDS + seconds), min(1.0, STEP_SECONDS / max(STEP_SECONDS, seconds))
-            rows.append({"link": link, "gpus": n, "ms": 1000 * seconds, "worst": worst, "best": best})
-    return rows
-
-
 def main() -> None:
     """Measure everything, keep, write."""
     import table
@@ -148,11 +131,7 @@ def main() -> None:
         ddp, fsdp = (torch.load(folder / f"{name}2.pt", weights_only=True) for name in ("ddp", "fsdp"))
         difference = float((ddp - fsdp).norm() / ddp.norm())
         saving = measured("checkpoint", 1, folder)
-    base = saving["parameters"]
-    record(
-        "parallel",
-        {"rows": rows, "difference": difference, "checkpoint": saving, "projected": projected(base), "base": base},
-    )
+    record("parallel", {"rows": rows, "difference": difference, "checkpoint": saving})
     table.write()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import control_table
 import evaluation_table
 import likelihood_table
+import projection
 import recipe_table
 from common import RESULTS, ROOT
 
@@ -185,18 +186,24 @@ def render_growth(results: dict[str, Any]) -> str:
 
 
 def render_faults(results: dict[str, Any]) -> str:
-    """Runs that were killed."""
-    part = results.get("faults")
-    if not part:
-        return ""
+    """Runs that were killed; and those of an older commit, which were more, and of one process each."""
+    parts = [results[name] for name in ("faults", "faults_before") if name in results]
+    return "\n\n".join(map(render_killed, parts))
+
+
+def render_killed(part: dict[str, Any]) -> str:
+    """One record of them."""
     rows = part.get("rows", [])  # older figures have the sums only
     moments = Counter(part.get("kills", {})) + Counter(moment for row in rows for moment in row["kills"])
     moments = Counter({moment: count for moment, count in moments.items() if not moment.startswith("too late")})
     kinds = ", ".join(f"{count} x {kind}" for kind, count in Counter(row["kind"] for row in rows).items())
-    how = f"; of each at least one came between its first checkpoint and its end ({kinds})" if rows else ""
+    how = f"; in each at least one came between its first checkpoint and its end ({kinds})" if rows else ""
+    short = part.get("planned", part["runs"]) - part["runs"]
+    late = f" (there was no time for {short} more)" if short else ""
     lines = [
-        f"{part['equal']} of {part['runs']} runs of {part['steps']} steps ended with the weights, averages, optimizer "
-        f"and log of the run that was never killed, bit for bit, after {moments.total()} kills in all{how}:",
+        f"{part['equal']} of {part['runs']} runs{late} of {part['steps']} steps ended with the weights, averages, "
+        "optimizer and log of the run that was never killed, bit for bit, after "
+        f"{moments.total()} kills in all{how}:",
         "",
         *(f"- {count} {moment}" for moment, count in moments.most_common()),
     ]
@@ -231,21 +238,6 @@ def render_parallel(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def render_projected(results: dict[str, Any]) -> str:
-    """Efficiency that follows from the size of the gradient and the speed of links."""
-    part = results.get("parallel")
-    if not part:
-        return ""
-    lines = [
-        "| link | GPUs | all-reduce, ms | efficiency without overlap | with full overlap |",
-        "|---|---|---|---|---|",
-    ]
-    for row in part["projected"]:
-        shares = f"{100 * row['worst']:.0f} % | {100 * row['best']:.0f} %"
-        lines.append(f"| {row['link']} | {row['gpus']} | {row['ms']:.1f} | {shares} |")
-    return "\n".join(lines)
-
-
 PLACES: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("README.md", "measured", render),
     ("README.md", "curve", render_curve),
@@ -255,7 +247,7 @@ PLACES: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("docs/speed.md", "growth", render_growth),
     ("docs/distributed.md", "faults", render_faults),
     ("docs/distributed.md", "parallel", render_parallel),
-    ("docs/distributed.md", "projected", render_projected),
+    ("docs/distributed.md", "projected", projection.render),
     ("docs/control.md", "control", control_table.render),
     ("docs/evaluation.md", "animals", partial(evaluation_table.render, "animals")),
     ("docs/recipe.md", "recipe", recipe_table.render),

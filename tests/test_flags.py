@@ -117,6 +117,7 @@ TRAIN_CASES = {
     "device": Case("mps", "error"),
     "gpu": Case("0", "stderr"),
     "precision": Case("bf16", "weights" if HAS_BF16 else "stderr"),
+    "deterministic": Case(True, "deterministic"),
     "gradient_checkpointing": Case(True, "layers"),
     "compile": Case(True, "compiled"),
 }
@@ -132,11 +133,13 @@ def observe_training(argv: list[str], folder: Path, capsys: pytest.CaptureFixtur
     calls: list[int] = []
     compiled: list[object] = []
     layers: list[int] = []
+    deterministic: set[bool] = set()
     waits: list[Saver] = []
     loss = losses.diffusion_lm_loss
 
     def counted(network: Any, diffusion: Any, input_ids: torch.Tensor, *rest: Any) -> Any:
         calls.append(len(input_ids))
+        deterministic.add(torch.are_deterministic_algorithms_enabled())
         return loss(network, diffusion, input_ids, *rest)
 
     wandb = FakeWandb()
@@ -177,6 +180,7 @@ def observe_training(argv: list[str], folder: Path, capsys: pytest.CaptureFixtur
         "calls": calls,
         "compiled": len(compiled),
         "layers": layers,
+        "deterministic": deterministic,
         "waits": len(waits),
         "logged": len(wandb.rows),
         "stderr": [line for line in err.splitlines() if not line.startswith("step ")],
@@ -202,7 +206,18 @@ def test_train_flag_has_an_effect(
         seen.append(observe_training(argv, folder, capsys))
     before, after = seen
     assert not same(before.get(case.changes), after.get(case.changes))
-    if case.changes in ("metrics", "validation", "calls", "compiled", "layers", "waits", "logged", "folder", "stderr"):
+    if case.changes in (
+        "metrics",
+        "validation",
+        "calls",
+        "compiled",
+        "layers",
+        "deterministic",
+        "waits",
+        "logged",
+        "folder",
+        "stderr",
+    ):
         for part in ("weights", "names", "stdout"):
             if part == "weights" and case.changes == "calls":
                 continue  # to the last digit they may differ

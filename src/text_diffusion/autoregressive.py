@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from text_diffusion.config import ModelConfig
+from text_diffusion.deterministic import cumulated
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.losses import Noise
@@ -126,7 +127,7 @@ class Autoregressive:
         """The words of sentences start..stop-1, (B, L): the first v at which P(w_l <= v) exceeds a uniform number."""
         ids = torch.full((stop - start, 1), self.tokenizer.cls_id, device=self.device)
         for position in range(1, self.sequence_len):
-            cumulative = self.model(ids)[:, -1].double().softmax(dim=-1).cumsum(dim=-1)  # (B, V)
+            cumulative = cumulated(self.model(ids)[:, -1].double().softmax(dim=-1))  # (B, V)
             u = draw(uniform, (seed, Stream.SAMPLE, position), start, stop, (1,), self.device).double()
             chosen = torch.searchsorted(cumulative, u, right=True).clamp_(max=cumulative.shape[1] - 1)
             ids = torch.cat([ids, chosen], dim=1)

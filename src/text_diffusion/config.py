@@ -124,6 +124,7 @@ class TrainConfig(Options):
         "ddp", "with several processes, each has a copy of the network (ddp) or a shard of it", choices=("ddp", "fsdp")
     )
     precision: str = option("float32", "arithmetic of the network", choices=("float32", "bf16"))
+    deterministic: bool = option(False, "the same numbers in every run on a GPU too, from slower kernels")
     gradient_checkpointing: bool = option(False, "compute the layers twice instead of keeping what is in them")
     compile: bool = option(False, "compile the network with torch.compile (a minute at the start)")
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from text_diffusion.deterministic import cumulated
 from text_diffusion.errors import UserError
 from text_diffusion.fitted_time import FittedSampler, fitted_time, monotone
 from text_diffusion.schedules import Array
@@ -132,7 +133,7 @@ class LossSecondMomentSampler:
     def sample(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Map uniform numbers u (B,) to timesteps (B,) int64 and importance weights 1 / (T p(t)), (B,)."""
         p = self.probabilities()
-        t = torch.searchsorted(p.cumsum(0), u.to(self.exact), right=True).clamp_(max=self.diffusion_steps - 1)
+        t = torch.searchsorted(cumulated(p), u.to(self.exact), right=True).clamp_(max=self.diffusion_steps - 1)
         return t, (1 / (self.diffusion_steps * p[t])).to(u.dtype)
 
     def update(self, t: Tensor, losses: Tensor) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from text_diffusion import config as settings
 from text_diffusion import errors
 from text_diffusion.checkpoint import Weights
+from text_diffusion.deterministic import deterministic
 from text_diffusion.distributed import joined
 from text_diffusion.errors import Interrupted, UserError
 from text_diffusion.files import write_atomically
@@ -177,7 +178,8 @@ def command(argv: Sequence[str] | None) -> None:
         keep_freed_memory()
         run, state = ranks.together(partial(prepare, given, ranks))
         try:
-            begin(run, state)
+            with deterministic(run.config.deterministic):
+                begin(run, state)
         finally:
             if run.lock:
                 run.lock.release()
