@@ -41,7 +41,7 @@ setup(
     python_requires=">=3.11",
     install_requires=["torch>=2.11", "numpy>=1.26", "tokenizers>=0.20", "tqdm>=4.66"],
     extras_require={
-        "eval": ["wordllama>=0.4"],
+        "eval": ["sacrebleu>=2.4", "wordllama>=0.4"],
         "fsdp": ["safetensors>=0.4"],
         "mpi": ["mpich>=4.2", "mpi4py>=4.0"],
         "remote": ["blobfile>=3.0"],

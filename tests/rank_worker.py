@@ -31,12 +31,14 @@ CASES: dict[str, dict[str, Any]] = {
         "steps": 8, "batch_size": 64, "schedule_sampler": "loss-second-moment", "diffusion_steps": 4,
     },
     "autoregressive": {"steps": 2, "batch_size": 16, "objective": "autoregressive"},
+    "labels": {"steps": 3, "batch_size": 72, "microbatch": 6, "condition": "labels", "drop_condition": 0.5},
 }  # fmt: skip
 
 
 def work(case: dict[str, Any], text: str, folder: Path, ranks: Ranks) -> dict[str, Any]:
     """Train, then ask the average, on every rank; what came out, the same on all of them."""
     sizes = {name: value for name, value in SIZES.items() if name not in ("ema_rate", *_unfit(case))}
+    text = text.replace(".txt", ".tsv") if "condition" in case else text
     given = {"dataset": text, "checkpoint_path": str(folder), "ema_rate": (0.9,), "lr": 1e-3, **sizes, **case}
     run, state = prepare(given, ranks)
     loss = parallelised(state.loss, run.config.parallel, ranks)

@@ -26,6 +26,9 @@ CASES = {
     "edit": Case("The red fig is ripe.", "sentences"),
     "edit_strength": Case(0.9, "sentences", {"edit": "The red fig is ripe."}),
     "label": Case("red", "sentences", {"classifier": "CLASSIFIER"}),
+    "guidance_scale": Case(3.0, "error", {"label": "red"}),  # of a model without labels; else see test_condition
+    "source_file": Case("TEMPLATES", "error"),  # the same
+    "mbr": Case(2, "error"),  # the same
     "classifier": Case("/nowhere", "error", {"label": "red"}),
     "guidance_strength": Case(0.05, "sentences", GUIDED),
     "guidance_range": Case("0-8", "sentences", GUIDED),

@@ -156,9 +156,12 @@ Found = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def found(zygote: Zygote, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Found]:
+def found(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Found]:
     """What the worker found, by the number of ranks."""
     results = {}
+    texts = tmp_path_factory.mktemp("texts")
+    corpus = write_text(texts / "toy.txt", LINES)
+    write_text(texts / "toy.tsv", [f"{line}\t{line.split()[1]}" for line in LINES])
     for size in (1, 2, 4):
         folder = tmp_path_factory.mktemp(f"ranks{size}")
         processes = start_ranks(zygote, *[["worker", str(corpus), str(folder)]] * size)

@@ -67,6 +67,7 @@ def texts(tmp_path: Path) -> dict[str, Path]:
     tokenizers.save(train_word_level([*LINES, "more words"]), vocab)
     return {
         "OTHER": write_text(tmp_path / "other.txt", LINES[:40]),
+        "PAIRS": write_text(tmp_path / "pairs.tsv", [f"{line.split()[1]}\t{line}" for line in LINES]),
         "HELD_OUT": write_text(tmp_path / "held-out.txt", LINES[:6]),
         "VOCAB": vocab,
         "FOLDER": tmp_path / "elsewhere",
@@ -87,6 +88,8 @@ TRAIN_CASES = {
     "self_condition": Case(False, "weights"),
     "output_prior": Case(False, "weights", WORDS),
     "known_words": Case(False, "weights", WORDS),
+    "condition": Case("source", "weights", {"train_txt_path": "PAIRS"}),
+    "drop_condition": Case(0.5, "weights", {"train_txt_path": "PAIRS", "condition": "source"}),
     "diffusion_steps": Case(10, "weights"),
     "noise_schedule": Case("cosine", "weights"),
     # what is known of each t decides only once each was met ten times
@@ -97,6 +100,7 @@ TRAIN_CASES = {
     "val_txt_path": Case("HELD_OUT", "validation", {"val_txt_path": "OTHER", "eval_interval": 3}),
     "tokenizer": Case("VOCAB", "weights"),
     "sequence_len": Case(10, "weights"),
+    "source_len": Case(9, "weights", {"train_txt_path": "PAIRS", "condition": "source"}),
     "long_lines": Case("drop", "weights", {"sequence_len": 6, "train_txt_path": "MIXED"}),
     "steps": Case(5, "names"),
     "batch_size": Case(4, "weights"),

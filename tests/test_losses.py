@@ -97,7 +97,7 @@ def test_target_at_t_0_is_the_embedding_without_noise() -> None:
     """With a network that says E(w), the error is nothing at t = 0, and x_0's own noise everywhere else."""
     model = network()
     ids, t, noise = batch()
-    model.forward = lambda x_t, timesteps, x_self=None: model.get_embeds(ids)  # type: ignore[method-assign]
+    model.forward = lambda *_, **__: model.get_embeds(ids)  # type: ignore[method-assign]
     mse = numpy(diffusion_lm_loss(model, diffusion(), ids, t, noise).mse)
     expected = (1 - ABAR[0]) * np.mean(numpy(noise.start) ** 2, axis=(1, 2))
     np.testing.assert_allclose(mse, np.where(t.numpy() == 0, 0.0, expected), rtol=1e-5, atol=1e-12)
@@ -297,7 +297,9 @@ def test_training_step_does_not_depend_on_the_micro_batch(tmp_path: Path, self_c
 class Spy(TransformerNetModel):
     """Keeps what it is called with."""
 
-    def forward(self, x_t: Tensor, timesteps: Tensor, x_self: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_t: Tensor, timesteps: Tensor, x_self: Tensor | None = None, *, condition: Tensor | None = None
+    ) -> Tensor:
         if not hasattr(self, "calls"):
             self.calls: list[tuple[Tensor, Tensor, Tensor | None, bool, Tensor]] = []
         out = super().forward(x_t, timesteps, x_self)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from text_diffusion.condition import Given, condition_table, of_labels, of_source
 from text_diffusion.config import ModelConfig
 from text_diffusion.deterministic import cumulated
 from text_diffusion.errors import UserError
@@ -35,9 +36,10 @@ class CausalTransformer(nn.Module):
         config: sizes and choices.
         vocab_size: V.
         sequence_len: largest L.
+        conditions: how many labels, or how many tokens in a source, which is read before the first word.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int, sequence_len: int) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int, sequence_len: int, conditions: int = 0) -> None:
         super().__init__()
         D, H = config.in_channel, config.hidden_size
         self.config = config
@@ -54,18 +56,26 @@ class CausalTransformer(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config, causal=True) for _ in range(config.num_layers))
         self.final_norm = nn.LayerNorm(H, eps=LAYER_NORM_EPS) if config.norm == "pre" else nn.Identity()
         self.output_down_proj = nn.Sequential(nn.Linear(H, H), nn.Tanh(), nn.Linear(H, D))
+        if config.condition != "none":
+            self.condition = condition_table(conditions, H)
 
     @property
     def embeddings(self) -> Tensor:
         """E, (V, D)."""
         return self.word_embedding.weight
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Scores of the word after each position: w_0 .. w_{n-1} (B, n) -> (B, n, V)."""
-        h = self.input_up_proj(self.word_embedding(input_ids)) + self.position_embeddings.weight[: input_ids.shape[1]]
-        h = self.dropout(self.LayerNorm(h))  # (B, n, H)
+    def forward(self, input_ids: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Scores of the word after each position: w_0 .. w_{n-1} (B, n) -> (B, n, V); given labels or sources."""
+        n = input_ids.shape[1]
+        h = self.input_up_proj(self.word_embedding(input_ids)) + self.position_embeddings.weight[:n]  # (B, n, H)
+        if self.config.condition == "labels":
+            h = h + of_labels(self.condition.weight, condition)
+        if self.config.condition == "source":
+            known = of_source(self.word_embedding, self.condition.weight, condition, len(h))
+            h = torch.cat([self.input_up_proj(known) + self.condition.weight, h], dim=1)  # (B, S + n, H)
+        h = self.dropout(self.LayerNorm(h))
         h = through(self.layers, h, self.gradient_checkpointing)
-        logits: Tensor = self.lm_head(self.output_down_proj(self.final_norm(h)))
+        logits: Tensor = self.lm_head(self.output_down_proj(self.final_norm(h[:, -n:])))
         return logits
 
 
@@ -81,15 +91,20 @@ class NextWord:
 
 
 def autoregressive_loss(
-    model: CausalTransformer, diffusion: GaussianDiffusion, input_ids: Tensor, t: Tensor, noise: Noise
+    model: CausalTransformer,
+    diffusion: GaussianDiffusion,
+    input_ids: Tensor,
+    t: Tensor,
+    noise: Noise,
+    condition: Tensor | None = None,
 ) -> NextWord:
     """The loss of sentences w (B, L); process, t and noise are for other objectives."""
-    return NextWord(nlls(model, input_ids).mean(dim=1))
+    return NextWord(nlls(model, input_ids, condition).mean(dim=1))
 
 
-def nlls(model: CausalTransformer, input_ids: Tensor) -> Tensor:
+def nlls(model: CausalTransformer, input_ids: Tensor, condition: Tensor | None = None) -> Tensor:
     """-log p(w_l | w_0 .. w_{l-1}) in nats, l = 1 .. L - 1: ids (B, L) -> (B, L - 1)."""
-    logits = model(input_ids[:, :-1]).float()  # (B, L - 1, V)
+    logits = model(input_ids[:, :-1], condition).float()  # (B, L - 1, V)
     return F.cross_entropy(logits.transpose(1, 2), input_ids[:, 1:], reduction="none")
 
 
@@ -101,12 +116,30 @@ class Autoregressive:
     tokenizer: Tokenizer
     sequence_len: int
     device: torch.device
+    labels: tuple[str, ...] = ()
 
     @torch.no_grad()
     def sample(
-        self, n: int = 10, *, seed: int = 10708, batch_size: int | None = None, first: int = 0, **settings: object
+        self,
+        n: int = 10,
+        *,
+        seed: int = 10708,
+        batch_size: int | None = None,
+        first: int = 0,
+        given: Given | None = None,
+        greedy: bool = False,
+        **settings: object,
     ) -> list[str]:
         """The sentences first..n-1 of a seed, each word drawn from p; sentence i depends on the seed and on i alone.
+
+        Args:
+            n: one after the last.
+            seed: of the draws.
+            batch_size: sentences at once.
+            first: the first one.
+            given: labels or sources, of a model that was trained with them.
+            greedy: take the most probable word instead of drawing one.
+            settings: none.
 
         Raises:
             ValueError: an argument is out of range, or there is one that only a diffusion model has.
@@ -119,16 +152,21 @@ class Autoregressive:
             raise UserError(f"the batch size must be at least 1, found {batch_size}")
 
         def make(start: int, stop: int) -> list[str]:
-            return [self.tokenizer.decode(row) for row in self._ids(seed, start, stop).tolist()]
+            condition = None if given is None else given.of(start, stop)
+            return [self.tokenizer.decode(row) for row in self._ids(seed, start, stop, condition, greedy).tolist()]
 
         return in_batches(n, batch_size or AT_ONCE, make, first)
 
-    def _ids(self, seed: int, start: int, stop: int) -> Tensor:
+    def _ids(self, seed: int, start: int, stop: int, condition: Tensor | None = None, greedy: bool = False) -> Tensor:
         """The words of sentences start..stop-1, (B, L): the first v at which P(w_l <= v) exceeds a uniform number."""
         ids = torch.full((stop - start, 1), self.tokenizer.cls_id, device=self.device)
         for position in range(1, self.sequence_len):
-            cumulative = cumulated(self.model(ids)[:, -1].double().softmax(dim=-1))  # (B, V)
-            u = draw(uniform, (seed, Stream.SAMPLE, position), start, stop, (1,), self.device).double()
-            chosen = torch.searchsorted(cumulative, u, right=True).clamp_(max=cumulative.shape[1] - 1)
+            logits = self.model(ids, condition)[:, -1]  # (B, V)
+            if greedy:
+                chosen = logits.argmax(dim=-1, keepdim=True)
+            else:
+                cumulative = cumulated(logits.double().softmax(dim=-1))
+                u = draw(uniform, (seed, Stream.SAMPLE, position), start, stop, (1,), self.device).double()
+                chosen = torch.searchsorted(cumulative, u, right=True).clamp_(max=cumulative.shape[1] - 1)
             ids = torch.cat([ids, chosen], dim=1)
         return ids

@@ -139,7 +139,8 @@ def _assemble(contents: dict[str, Any], tokenizer: Tokenizer, device: torch.devi
         raise UserError(f"{path}: expected a tokenizer with {rows} tokens, found one with {tokenizer.vocab_size}")
     config = build(ModelConfig, {"objective": "diffusion_lm"}, contents["model"])  # once there was no other
     with torch.device("meta"):  # no time spent on random weights that are about to be replaced
-        model = OBJECTIVES[config.objective].network(config, rows, positions)
+        conditions = len(state["condition.weight"]) if config.condition != "none" else 0
+        model = OBJECTIVES[config.objective].network(config, rows, positions, conditions)
     length = contents["sequence_len"]
     if not isinstance(length, int) or not 3 <= length <= positions:
         raise UserError(f"{path}: expected a sentence length between 3 and {positions}, found {length!r}")

@@ -58,9 +58,19 @@ class ModelConfig(Options):
     self_condition: bool = option(True, "the denoiser also sees its previous estimate of x_0")
     output_prior: bool = option(True, "cross_entropy: a word's score knows how near its embedding is to x_t")
     known_words: bool = option(True, "cross_entropy: train with a share of the words shown without noise")
+    condition: str = option(
+        "none",
+        "what sentences are given: the text is lines `sentence TAB label`, or `source TAB sentence`",
+        choices=("none", "labels", "source"),
+    )
+    drop_condition: float = option(
+        0.1, "share of training sentences that are given nothing, for classifier-free guidance", low=0.0, high=0.9
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.condition == "none" and self.drop_condition != 0.1:
+            raise UserError("--drop_condition is about what sentences are given, so it expects --condition, found none")
         if self.hidden_size % self.num_heads:
             raise UserError(
                 f"--hidden_size must be a multiple of --num_heads ({self.num_heads}), found {self.hidden_size}"
@@ -88,6 +98,7 @@ class DataConfig(Options):
     val_txt_path: str = option("", "held-out text, instead of the dataset's")
     tokenizer: str = option("word-level", "word-level, byte-level, or the path of a tokenizer's JSON file")
     sequence_len: int = option(0, "L, tokens in a sentence; 0: what 99.9 % of them fit in, at most 128", low=0)
+    source_len: int = option(0, "with --condition source: tokens in a source; 0: the longest's, at most 128", low=0)
     long_lines: str = option(
         "truncate", "what to do with a sentence longer than L", choices=("truncate", "drop", "error")
     )

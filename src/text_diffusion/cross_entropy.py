@@ -45,12 +45,13 @@ class WordDenoiser(TransformerNetModel):
         config: sizes and choices.
         vocab_size: V.
         sequence_len: largest L.
+        conditions: how many labels, or how many tokens in a source.
     """
 
     noisy_start = False
 
-    def __init__(self, config: ModelConfig, vocab_size: int, sequence_len: int) -> None:
-        super().__init__(config, vocab_size, sequence_len)
+    def __init__(self, config: ModelConfig, vocab_size: int, sequence_len: int, conditions: int = 0) -> None:
+        super().__init__(config, vocab_size, sequence_len, conditions)
         nn.init.normal_(self.position_embeddings.weight, std=POSITION_STD)
         nn.init.zeros_(self.lm_head.bias)
 
@@ -75,6 +76,8 @@ class WordDenoiser(TransformerNetModel):
         x_self: Tensor | None = None,
         input_ids: Tensor | None = None,
         temperature: float = 1.0,
+        *,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """Predict x_0, eq. (4), (B, L, D); or, if words are given, how improbable they are, -log p(w | x_t), (B, L).
 
@@ -84,24 +87,27 @@ class WordDenoiser(TransformerNetModel):
             x_self: (B, L, D), the previous estimate of x_0; what `without_estimate` gives if there is none.
             input_ids: w, (B, L).
             temperature: of p in eq. (4); below 1, likely words count for more.
+            condition: as for `TransformerNetModel`.
         """
-        q, E, b = self.query(x_t, timesteps, x_self), self.embeddings, self.lm_head.bias
+        q, E, b = self.query(x_t, timesteps, x_self, condition), self.embeddings, self.lm_head.bias
         with torch.autocast(x_t.device.type, enabled=False):  # at small noise the scores are too large for bf16
             if input_ids is None:
                 return mean_embedding(q, E, b, temperature)
             return word_nll(q, E, b, input_ids)
 
-    def log_probs(self, x_t: Tensor, timesteps: Tensor, x_self: Tensor | None = None) -> Tensor:
+    def log_probs(
+        self, x_t: Tensor, timesteps: Tensor, x_self: Tensor | None = None, *, condition: Tensor | None = None
+    ) -> Tensor:
         """log p(v | x_t) of every word, (B, L, V), eq. (3); arguments as for `forward`."""
-        q = self.query(x_t, timesteps, x_self)
+        q = self.query(x_t, timesteps, x_self, condition)
         return F.linear(q, self.embeddings, self.lm_head.bias).log_softmax(dim=-1)
 
-    def query(self, x_t: Tensor, timesteps: Tensor, x_self: Tensor | None) -> Tensor:
+    def query(self, x_t: Tensor, timesteps: Tensor, x_self: Tensor | None, condition: Tensor | None = None) -> Tensor:
         """q of eq. (6), (B, L, D) float32."""
         if self.config.self_condition and x_self is None:
             x_self = self.without_estimate(x_t, timesteps)
         noisiest = timesteps if timesteps.ndim == 1 else timesteps.amax(dim=1)
-        f = super().forward(x_t, noisiest, x_self).float()
+        f = super().forward(x_t, noisiest, x_self, condition=condition).float()
         return f + evidence(x_t, timesteps) if self.config.output_prior else f
 
     def without_estimate(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
@@ -130,14 +136,20 @@ class WordTerms:
 
 
 def cross_entropy_loss(
-    model: WordDenoiser, diffusion: GaussianDiffusion, input_ids: Tensor, t: Tensor, noise: Noise
+    model: WordDenoiser,
+    diffusion: GaussianDiffusion,
+    input_ids: Tensor,
+    t: Tensor,
+    noise: Noise,
+    condition: Tensor | None = None,
 ) -> WordTerms:
     """The loss of sentences w (B, L) at timesteps t (B,); in evaluation mode no word is known."""
     known = known_words(noise) & (model.training and model.config.known_words)  # (B, L)
     at = t[:, None].where(~known, 0)  # (B, L)
     x_t = diffusion.q_sample(model.get_embeds(input_ids), at, noise.t)
     timesteps = diffusion.network_time(at)
-    nll = model(x_t, timesteps, first_estimate(model, x_t, timesteps), input_ids)
+    x_self = first_estimate(model, x_t, timesteps, condition)
+    nll = model(x_t, timesteps, x_self, input_ids, condition=condition)
     return WordTerms(nll.masked_fill(known, 0).sum(dim=1) / (~known).sum(dim=1).clamp(min=1))
 
 

@@ -77,18 +77,25 @@ class Batches:
     The stream runs through epoch after epoch without gaps, so that a corpus smaller than a batch works too.
     """
 
-    def __init__(self, ids: Tensor, batch_size: int, seed: int) -> None:
-        self.ids = ids
+    def __init__(self, ids: Tensor, batch_size: int, seed: int, conditions: Tensor | None = None) -> None:
+        self.ids, self.conditions = ids, conditions  # (N, L); (N,) or (N, S), if sentences are given something
         self.batch_size = batch_size
         self.seed = seed
         self._orders: dict[int, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
 
     def batch(self, step: int, part: slice = slice(None)) -> Tensor:
         """The ids of batch number `step`, (B, L), or of a part of it."""
+        return self.ids[self._rows(step, part)]
+
+    def condition(self, step: int, part: slice = slice(None)) -> Tensor | None:
+        """What the sentences of `batch` are given."""
+        return None if self.conditions is None else self.conditions[self._rows(step, part)]
+
+    def _rows(self, step: int, part: slice) -> Tensor:
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[part]
         epochs, places = np.divmod(positions, len(self.ids))
         rows = np.concatenate([self._order(int(e))[places[epochs == e]] for e in np.unique(epochs)])
-        return self.ids[torch.from_numpy(rows).to(self.ids.device)]
+        return torch.from_numpy(rows).to(self.ids.device)
 
     def _order(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         if epoch not in self._orders:

@@ -37,7 +37,9 @@ def read_lines(path: Path, blank: bool = False) -> list[str]:
 
 def line_number(path: Path, line: str) -> int:
     """Where a line that `read_lines` gave stands in its file, counted from 1 as an editor does."""
-    return _all_lines(path).index(line) + 1
+    lines = _all_lines(path)
+    columns = ["\t".join(part.strip() for part in other.split("\t")) for other in lines]  # those of two columns
+    return next(number for number, both in enumerate(zip(lines, columns, strict=True), 1) if line in both)
 
 
 def _all_lines(path: Path) -> list[str]:

@@ -53,7 +53,8 @@ def load_diffusion(path: str | Path, *, device: str = "auto", gpu: str = "all", 
 def writer_of(weights: Weights) -> Writer:
     """What writes sentences with a network and its tokenizer."""
     if isinstance(weights.model, CausalTransformer):
-        return Autoregressive(weights.model, weights.tokenizer, weights.sequence_len, weights.diffusion.device)
+        labels = tuple(weights.info.get("labels", ()))
+        return Autoregressive(weights.model, weights.tokenizer, weights.sequence_len, weights.diffusion.device, labels)
     return TextDiffusion(weights.model, weights.diffusion, weights.tokenizer, weights.sequence_len, weights.info)
 
 
@@ -138,8 +139,13 @@ class TextDiffusion:
     sequence_len: int
     info: dict[str, Any]
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Those that the model was trained with, by number."""
+        return tuple(self.info.get("labels", ()))
+
     def sample(
-        self, n: int = 10, *, batch_size: int | None = None, controls: Sequence[Control] = (), **settings: Any
+        self, n: int = 10, *, batch_size: int | None = None, controls: Sequence[Control] | Plan = (), **settings: Any
     ) -> list[str]:
         """n sentences; sentence i depends on the seed and on i, not on n or on the batch size.
 
@@ -157,7 +163,7 @@ class TextDiffusion:
         if batch_size is not None and batch_size < 1:
             raise UserError(f"the batch size must be at least 1, found {batch_size}")
 
-        steered = self.plan(controls, settings.get("sequence_len"))
+        steered = controls if isinstance(controls, Plan) else self.plan(controls, settings.get("sequence_len"))
 
         def make(start: int, stop: int) -> list[str]:
             last = deque(self.denoising(start, stop, steered, **settings), maxlen=1).pop()
@@ -206,20 +212,21 @@ class TextDiffusion:
             return drawn if s < process.num_timesteps else steered.start(drawn, self.model, process)
 
         warmth = {} if how.temperature is None else {"temperature": how.temperature}
+        network = steered.network(self.model, start, stop)
 
-        def denoise(x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
-            pred_xstart: Tensor = self.model(x_t, process.network_time(t), previous, **warmth)
+        def denoise(x_t: Tensor, t: Tensor, previous: Tensor | None, rows: Tensor | None = None) -> Tensor:
+            pred_xstart = network(x_t, process.network_time(t), previous, rows, **warmth)
             if how.clamp and process.timesteps[int(t[0])] < (how.clamp_start or T):
                 pred_xstart = nearest_embedding(pred_xstart, self.model.embeddings)
             return pred_xstart
 
-        settled = denoise if how.halt is None else Halting(denoise, self.model, how.halt)
+        settled: Denoise = denoise if how.halt is None else Halting(denoise, self.model, how.halt)
         if steered.is_needed:
 
             def inner_noise(s: int, k: int) -> Tensor:
                 return draw(normal, (how.seed, Stream.CONTROL, s, k), start, stop, shape, device)
 
-            settled = steered.steer(settled, self.model, process, inner_noise)
+            settled = steered.steer(settled, network, process, inner_noise)
         return _without_grad(sampler(settled, process, noise))
 
     def _sampler(self, how: Sampling, levels: int) -> tuple[GaussianDiffusion, Callable[..., Iterator[Step]]]:
@@ -276,7 +283,7 @@ class Halting:
     Of a sentence that has settled the last prediction stays; the network sees only the others.
     """
 
-    def __init__(self, denoise: Denoise, model: TransformerNetModel, patience: int) -> None:
+    def __init__(self, denoise: Callable[..., Tensor], model: TransformerNetModel, patience: int) -> None:
         self.denoise, self.model, self.patience = denoise, model, patience
         self.words = self.unchanged = torch.empty(0)
 
@@ -290,7 +297,7 @@ class Halting:
         moving = (self.unchanged < self.patience).nonzero().squeeze(1)
         pred_xstart = previous.clone()
         if len(moving):
-            pred_xstart[moving] = self.denoise(x_t[moving], t[moving], previous[moving])
+            pred_xstart[moving] = self.denoise(x_t[moving], t[moving], previous[moving], moving)
             words = self.model.get_logits(pred_xstart[moving]).argmax(dim=-1)
             same = (words == self.words[moving]).all(dim=1)
             self.unchanged[moving] = torch.where(same, self.unchanged[moving] + 1, 0)

@@ -41,16 +41,24 @@ class Terms:
 
 
 def diffusion_lm_loss(
-    model: TransformerNetModel, diffusion: GaussianDiffusion, input_ids: Tensor, t: Tensor, noise: Noise
+    model: TransformerNetModel,
+    diffusion: GaussianDiffusion,
+    input_ids: Tensor,
+    t: Tensor,
+    noise: Noise,
+    condition: Tensor | None = None,
 ) -> Terms:
-    """loss = mse + tT_loss + decoder_nll for sentences w (B, L) at timesteps t (B,)."""
+    """loss = mse + tT_loss + decoder_nll for sentences w (B, L) at timesteps t (B,), given a condition if there is one.
+
+    A source is no part of w: there is no noise on it, and it has no share in the means.
+    """
     x_start_mean = model.get_embeds(input_ids)  # E(w)
     x_start = diffusion.q_start(x_start_mean).sample(noise.start)  # x_0
     x_t = diffusion.q_sample(x_start, t, noise.t)
 
     # 1. || x_0 - f(x_t, t) ||^2; at t = 0 the target is E(w) itself, the embedding loss.
     timesteps = diffusion.network_time(t)
-    prediction = model(x_t, timesteps, first_estimate(model, x_t, timesteps))
+    prediction = model(x_t, timesteps, first_estimate(model, x_t, timesteps, condition), condition=condition)
     target = torch.where((t == 0)[:, None, None], x_start_mean, x_start)
     mse = mean_flat((target - prediction) ** 2)
 
@@ -65,7 +73,9 @@ def diffusion_lm_loss(
     return Terms(mse, tT_loss, decoder_nll)
 
 
-def first_estimate(model: TransformerNetModel, x_t: Tensor, timesteps: Tensor) -> Tensor | None:
+def first_estimate(
+    model: TransformerNetModel, x_t: Tensor, timesteps: Tensor, condition: Tensor | None = None
+) -> Tensor | None:
     """What self-conditioning shows the network in training: of every second sentence a first estimate of its x_0.
 
     Analog Bits (arXiv 2208.04202, algorithm 1) tosses a coin; sentences come in random order, so that taking every
@@ -75,7 +85,8 @@ def first_estimate(model: TransformerNetModel, x_t: Tensor, timesteps: Tensor) -
         return None
     with torch.no_grad():
         estimate = model.without_estimate(x_t, timesteps)
-        estimate[::2] = model(x_t.detach()[::2], timesteps[::2]).to(estimate.dtype)
+        half = None if condition is None else condition[::2]
+        estimate[::2] = model(x_t.detach()[::2], timesteps[::2], condition=half).to(estimate.dtype)
     return estimate
 
 

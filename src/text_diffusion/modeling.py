@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from text_diffusion.condition import condition_table, of_labels, of_source
 from text_diffusion.config import ModelConfig
 
 LAYER_NORM_EPS = 1e-12  # BERT's
@@ -31,11 +32,12 @@ class TransformerNetModel(nn.Module):
         config: sizes and choices.
         vocab_size: V.
         sequence_len: largest L.
+        conditions: how many labels, or how many tokens in a source (see `condition`).
     """
 
     noisy_start = True  # x_0 is E(w) and the first, smallest noise (Diffusion-LM section 4.1)
 
-    def __init__(self, config: ModelConfig, vocab_size: int, sequence_len: int) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int, sequence_len: int, conditions: int = 0) -> None:
         super().__init__()
         D, H, C = config.in_channel, config.hidden_size, config.num_channels
         self.config = config
@@ -55,6 +57,8 @@ class TransformerNetModel(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
         self.final_norm = nn.LayerNorm(H, eps=LAYER_NORM_EPS) if config.norm == "pre" else nn.Identity()
         self.output_down_proj = nn.Sequential(nn.Linear(H, H), nn.Tanh(), nn.Linear(H, D))
+        if config.condition != "none":
+            self.condition = condition_table(conditions, H)
 
     @property
     def embeddings(self) -> Tensor:
@@ -71,31 +75,43 @@ class TransformerNetModel(nn.Module):
         logits: Tensor = self.lm_head(x)
         return logits
 
-    def forward(self, x_t: Tensor, timesteps: Tensor, x_self: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_t: Tensor, timesteps: Tensor, x_self: Tensor | None = None, *, condition: Tensor | None = None
+    ) -> Tensor:
         """Predict x_0.
 
         Args:
             x_t: (B, L, D), L <= sequence_len.
             timesteps: (B,) float, rescaled to 0..1000 whatever T is.
             x_self: (B, L, D), the previous estimate of x_0 (Analog Bits, arXiv 2208.04202); zeros if there is none.
+            condition: of a conditional model, labels (B,) or sources (B, S); nothing is given if it is left out.
         """
+        L = x_t.shape[1]
         if self.config.self_condition:
             x_self = self.without_estimate(x_t, timesteps) if x_self is None else x_self
             x_t = torch.cat([x_t, x_self], dim=-1)  # (B, L, 2D)
-        time = self.time_embed(timestep_embedding(timesteps, self.config.num_channels))  # (B, H)
-        h = self.input_up_proj(x_t) + self.position_embeddings.weight[: x_t.shape[1]] + time[:, None]  # (B, L, H)
+        time = self.time_embed(timestep_embedding(timesteps, self.config.num_channels))[:, None]  # (B, 1, H)
+        if self.config.condition == "labels":
+            time = time + of_labels(self.condition.weight, condition)
+        h = self.input_up_proj(x_t) + self.position_embeddings.weight[:L] + time  # (B, L, H)
+        if self.config.condition == "source":
+            known = of_source(self.get_embeds, self.condition.weight, condition, len(h))
+            known = known.repeat(1, 1, 2) if self.config.self_condition else known  # it is its own estimate
+            h = torch.cat([self.input_up_proj(known) + self.condition.weight + time, h], dim=1)  # (B, S + L, H)
         h = self.dropout(self.LayerNorm(h))
         h = through(self.layers, h, self.gradient_checkpointing)
-        x_start: Tensor = self.output_down_proj(self.final_norm(h))  # (B, L, D)
+        x_start: Tensor = self.output_down_proj(self.final_norm(h[:, -L:]))  # (B, L, D)
         return x_start
 
     def without_estimate(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
         """What self-conditioning sees where there is no estimate of x_0 yet, (B, L, D)."""
         return torch.zeros_like(x_t)
 
-    def log_probs(self, x_t: Tensor, timesteps: Tensor, x_self: Tensor | None = None) -> Tensor:
+    def log_probs(
+        self, x_t: Tensor, timesteps: Tensor, x_self: Tensor | None = None, *, condition: Tensor | None = None
+    ) -> Tensor:
         """log p(v | x_t) of every word, (B, L, V), as the tied head reads the prediction of x_0."""
-        return self.get_logits(self(x_t, timesteps, x_self)).float().log_softmax(dim=-1)
+        return self.get_logits(self(x_t, timesteps, x_self, condition=condition)).float().log_softmax(dim=-1)
 
 
 def through(layers: nn.ModuleList, h: Tensor, gradient_checkpointing: bool) -> Tensor:

@@ -31,15 +31,15 @@ class Objective:
     """A network and its loss.
 
     Args:
-        network: of (ModelConfig, V, L).
-        loss: of (network, process, w (B, L), t (B,), noise of the sentences).
+        network: of (ModelConfig, V, L, how many labels or tokens of a source).
+        loss: of (network, process, w (B, L), t (B,), noise of the sentences, what they are given).
         by_t: the term that depends on t, which is logged by quarters of t and learned from where to look; "" without.
         foreign: settings that mean nothing to it, or that it fixes.
         process: settings of DiffusionConfig that are other than the defaults.
     """
 
     network: type[Network]
-    loss: Callable[[Any, GaussianDiffusion, Tensor, Tensor, Noise], Terms]
+    loss: Callable[[Any, GaussianDiffusion, Tensor, Tensor, Noise, Tensor | None], Terms]
     by_t: str
     foreign: tuple[str, ...]
     process: dict[str, Any] = field(default_factory=dict)

@@ -37,9 +37,9 @@ class BatchLoss(nn.Module):
         super().__init__()
         self.network, self.loss, self.diffusion = network, objective.loss, diffusion
 
-    def forward(self, input_ids: Tensor, t: Tensor, noise: Noise) -> Terms:
+    def forward(self, input_ids: Tensor, t: Tensor, noise: Noise, condition: Tensor | None = None) -> Terms:
         """Each term (b,)."""
-        return self.loss(self.network, self.diffusion, input_ids, t, noise)
+        return self.loss(self.network, self.diffusion, input_ids, t, noise, condition)
 
 
 def parallelised(loss: BatchLoss, parallel: str, ranks: Ranks) -> nn.Module:

@@ -17,12 +17,13 @@ from text_diffusion import corpus as corpora
 from text_diffusion import tokenizer as tokenizers
 from text_diffusion.checkpoint import resumable_steps
 from text_diffusion.config import DataConfig, DiffusionConfig, ModelConfig, TrainConfig
-from text_diffusion.data import Batches, choose_length, fit
+from text_diffusion.data import Batches
 from text_diffusion.device import pick_device, pick_precision
 from text_diffusion.distributed import ALONE, Ranks
 from text_diffusion.ema import EMA
+from text_diffusion.encoding import encode, encode_given
 from text_diffusion.errors import UserError
-from text_diffusion.files import check_writable, line_number, project_root, remove_leftovers
+from text_diffusion.files import check_writable, project_root, remove_leftovers
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.lock import FolderLock
 from text_diffusion.mirror import Mirror
@@ -43,7 +44,7 @@ GROUPS = (ModelConfig, DiffusionConfig, DataConfig, TrainConfig)
 FIXED = {
     *ModelConfig.__dataclass_fields__,
     *DiffusionConfig.__dataclass_fields__,
-    *("tokenizer", "sequence_len", "long_lines", "batch_size", "seed", "ema_rate"),
+    *("tokenizer", "sequence_len", "source_len", "long_lines", "batch_size", "seed", "ema_rate"),
 }
 
 
@@ -67,6 +68,8 @@ class Run:
     resumed_meter: dict[str, Any] | None  # sums of the log between two rows, from where the run was stopped
     ranks: Ranks = ALONE
     mirror: Mirror | None = None  # of a folder in an object store; on rank 0
+    held_out_given: Tensor | None = None  # what the held-out sentences are given, with --condition
+    labels: tuple[str, ...] = ()  # with --condition labels
 
     @property
     def objective(self) -> Objective:
@@ -87,10 +90,21 @@ class Run:
             "train": asdict(self.config),
         }
 
+    def said_given(self, number: int) -> str:
+        """What a held-out sentence is given, as a text before it; nothing without a condition."""
+        if self.held_out_given is None:
+            return ""
+        given = self.held_out_given[number % len(self.held_out_given)]
+        label = self.labels[int(given)] if self.labels else self.tokenizer.decode(given.tolist())
+        return f"{label} -> "
+
     def network(self) -> Network:
         """A new one, on the device."""
         network: Network = self.objective.network(
-            self.model_config, self.tokenizer.vocab_size, self.data_config.sequence_len
+            self.model_config,
+            self.tokenizer.vocab_size,
+            self.data_config.sequence_len,
+            len(self.labels) or self.data_config.source_len,
         )
         return network.to(self.device)
 
@@ -98,6 +112,7 @@ class Run:
         """A checkpoint of this step, in memory; every rank takes one at once."""
         tokenizer = self.tokenizer.to_json()
         about = self.settings | {"sequence_len": self.data_config.sequence_len, "tokenizer": tokenizer}
+        about |= {"labels": list(self.labels)} if self.labels else {}
         extra: dict[str, Any] = {
             "settings": self.settings,
             "tokenizer": tokenizer,
@@ -140,6 +155,7 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
     if opt is not None:
         for group in opt["settings"].values():
             saved |= group
+        saved = {"condition": "none", "drop_condition": 0.1, "source_len": 0} | saved  # which older runs did not have
         check_same_run(given, saved, folder)
         named, kept = given.get("tokenizer", saved["tokenizer"]), opt["tokenizer"]
         ranks.on_first(lambda: corpora.check_same_tokenizer(named, kept, saved["tokenizer"]))
@@ -154,7 +170,9 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
     device = pick_device(config.device, config.gpu, ranks)
     config = replace(config, precision=pick_precision(config.precision, device))
 
-    corpus = ranks.together(lambda: corpora.load(data_config, folder))
+    if data_config.source_len and model_config.condition != "source":
+        raise UserError("--source_len is about sources, so it expects --condition source, found another")
+    corpus = ranks.together(lambda: corpora.load(data_config, folder, model_config.condition))
     ranks.agree("training text", {f"the lines of {corpus.source.name}": corpus.fingerprint})
     if opt is not None and opt["fingerprint"] != corpus.fingerprint:
         raise UserError(
@@ -168,6 +186,9 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
         text = opt["tokenizer"]
     tokenizer = Tokenizer.from_json(text)
     data_config, train_ids, held_out = encode(data_config, corpus, tokenizer)
+    conditions, held_out_conditions = None, None
+    if corpus.condition != "none":
+        data_config, conditions, held_out_conditions = encode_given(data_config, corpus, tokenizer)
     check_extra(config.track)
 
     def occupied() -> FolderLock | None:  # from here on files are written
@@ -188,8 +209,12 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
             named_betas(diffusion_config.noise_schedule, diffusion_config.diffusion_steps), device
         ),
         tokenizer=tokenizer,
-        batches=Batches(train_ids.to(device), config.batch_size, config.seed),
+        batches=Batches(
+            train_ids.to(device), config.batch_size, config.seed, None if conditions is None else conditions.to(device)
+        ),
         held_out=None if held_out is None else held_out.to(device),
+        held_out_given=None if held_out_conditions is None else held_out_conditions.to(device),
+        labels=corpus.labels,
         fingerprint=corpus.fingerprint,
         id=ranks.broadcast(opt["run"] if opt else uuid.uuid4().hex),
         lock=ranks.together(occupied),
@@ -250,36 +275,6 @@ def occupy(
 def _tokenizer_json(config: DataConfig, corpus: corpora.Corpus) -> tuple[str, Path | None]:
     tokenizer, new_file = corpora.find_tokenizer(config, corpus)
     return tokenizer.to_json(), new_file
-
-
-def encode(
-    config: DataConfig, corpus: corpora.Corpus, tokenizer: Tokenizer
-) -> tuple[DataConfig, Tensor, Tensor | None]:
-    """Sentences to ids of one length, which is chosen here if the settings leave it open; reports unknown words."""
-    train, held_out = tokenizer.encode(corpus.train), tokenizer.encode(corpus.held_out)
-    length = config.sequence_len or choose_length(train + held_out)
-    print(
-        f"{corpus.name}: {len(train)} training and {len(held_out)} held-out sentences of up to {length} tokens, "
-        f"{tokenizer.vocab_size} in the vocabulary; unknown words: {tokenizer.unknown_share(train):.2%} in training, "
-        f"{tokenizer.unknown_share(held_out):.2%} held out",
-        file=sys.stderr,
-    )
-    if tokenizer.unknown_share(train) > 0.01:
-        print(
-            "warning: the tokenizer does not know the training text; was it trained on another? "
-            "remove its file, and it is trained again",
-            file=sys.stderr,
-        )
-
-    def table(encoded: list[list[int]], lines: list[str], source: Path) -> Tensor:
-        return fit(encoded, length, tokenizer, config.long_lines, str(source), lambda i: line_number(source, lines[i]))
-
-    if config.long_lines == "drop" and held_out and min(map(len, held_out)) > length:
-        print(f"warning: every held-out sentence is longer than {length} tokens: no validation", file=sys.stderr)
-        held_out = []
-    ids = table(train, corpus.train, corpus.source)
-    held = table(held_out, corpus.held_out, corpus.held_out_source) if held_out else None
-    return replace(config, sequence_len=length), ids, held
 
 
 def new_state(run: Run, opt: dict[str, Any] | None = None) -> TrainState:
@@ -386,7 +381,7 @@ def check_same_run(given: dict[str, Any], saved: dict[str, Any], folder: Path) -
     for name in sorted(FIXED & given.keys()):
         if name == "tokenizer" and given[name] not in tokenizers.KINDS:
             continue  # a file, whose contents count: `check_same_tokenizer`
-        if given[name] != saved[name] and not (name == "sequence_len" and given[name] == 0):
+        if given[name] != saved[name] and not (name in ("sequence_len", "source_len") and given[name] == 0):
             raise UserError(
                 f"the run in {folder} was started with --{name} {saved[name]}, found {given[name]}; "
                 "give --checkpoint_path another folder to start a new run"

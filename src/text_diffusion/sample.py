@@ -20,6 +20,8 @@ from text_diffusion import errors
 from text_diffusion.checkpoint import load_weights
 from text_diffusion.config import SampleConfig
 from text_diffusion.control.controls import Plan
+from text_diffusion.control.given import given_of
+from text_diffusion.control.mbr import best_of, check_bleu
 from text_diffusion.control.options import ControlConfig
 from text_diffusion.device import pick_device
 from text_diffusion.display import Display
@@ -33,6 +35,7 @@ from text_diffusion.remote import StoreError, cache_of, is_remote, local
 from text_diffusion.visible import visible
 
 PRINTED = 10  # sentences on standard output; the file has them all
+OF_ALL = ("label", "source_file", "mbr")  # controls of models that write left to right too
 OF_DIFFUSION = ("steps", "sampler", "spacing", "eta", "churn", "top_p", "clamp", "clamp_start", "halt", "temperature")
 
 
@@ -72,7 +75,8 @@ def generate(model: Writer, config: SampleConfig, plan: Plan, ranks: Ranks = ALO
 def _generate(model: Writer, config: SampleConfig, plan: Plan, first: int, last: int) -> list[str]:
     """The sentences first..last-1 of the seed."""
     if not isinstance(model, TextDiffusion):
-        return model.sample(last, seed=config.seed, batch_size=config.batch_size or None, first=first)
+        size = config.batch_size or None
+        return model.sample(last, seed=config.seed, batch_size=size, first=first, given=plan.given)
     size = config.batch_size or model.choose_batch_size(last - first)
     calls = -(-(last - first) // size) * config.steps
     with tqdm(total=calls, unit="call", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False) as bar:
@@ -116,7 +120,8 @@ def command(argv: Sequence[str] | None) -> None:
         given = ranks.together(lambda: parse(argv))
         ranks.agree("flags", {f"--{name}": value for name, value in given.items()})
         model, config, control, plans = ranks.together(lambda: prepare(given, ranks))
-        path = output_path(config, not isinstance(model, TextDiffusion))
+        written = config.num_samples // (control.mbr or 1)
+        path = output_path(replace(config, num_samples=written), not isinstance(model, TextDiffusion))
         mirror = None
         if is_remote(config.out_dir):
             mirror = ranks.together(lambda: Mirror(config.out_dir, f"{path.stem}*") if ranks.first else None)
@@ -130,6 +135,8 @@ def command(argv: Sequence[str] | None) -> None:
                 for folder in made if ranks.first else []:
                     folder.rmdir()
             raise
+        if control.mbr:
+            sentences = best_of(sentences, control.mbr)
         text = contents(sentences, model, config, control)
         ranks.on_first(lambda: write(sentences, text, path, mirror))
 
@@ -152,19 +159,40 @@ def prepare(given: dict[str, Any], ranks: Ranks) -> tuple[Writer, SampleConfig, 
         config = replace(config, model_name_or_path=weights, out_dir=config.out_dir or url.rpartition("/")[0])
     device = pick_device(config.device, config.gpu, ranks)
     model = writer_of(load_weights(Path(config.model_name_or_path), device, config.tokenizer))
-    plans = [Plan()]
+    sources = control.sources(1)
+    if sources:
+        config = for_sources(given, config, control, len(sources[0].texts))
+    elif model.model.config.condition == "source":
+        raise UserError("a model that was trained with --condition source writes for sources: give --source_file")
+    each = config.num_samples // len(sources[0].texts) if sources else 1
     if isinstance(model, TextDiffusion):
         if "steps" not in given:
             config = replace(config, steps=min(config.steps, model.diffusion.num_timesteps))
-        plans = control.plans(model, Path(config.model_name_or_path), config.sequence_len)
+        plans = control.plans(model, Path(config.model_name_or_path), config.sequence_len, each)
         for plan in plans:
             model.denoising(0, 1, controls=plan, **asdict(sampling(config)))
-    elif named := [name for name in (*OF_DIFFUSION, *asdict(control), "sequence_len", "show") if name in given]:
+        return model, config, control, plans
+    foreign = [name for name in (*OF_DIFFUSION, *asdict(control), "sequence_len", "show") if name not in OF_ALL]
+    if named := [name for name in foreign if name in given]:
         raise UserError(
             f"--{named[0]} belongs to diffusion models: leave it out, "
             f"as {config.model_name_or_path} writes left to right"
         )
-    return model, config, control, plans
+    return model, config, control, [Plan(given=given_of(control.own(each), model))]
+
+
+def for_sources(given: dict[str, Any], config: SampleConfig, control: ControlConfig, sources: int) -> SampleConfig:
+    """As many sentences as the sources need: one for each unless said otherwise, or the candidates of --mbr.
+
+    Raises:
+        UserError: --mbr is given another number, or lacks its library.
+    """
+    each = config.num_samples if "num_samples" in given else 1
+    if control.mbr:
+        if each != 1:
+            raise UserError(f"--mbr writes one sentence for each source: leave NUM_SAMPLES out, found {each}")
+        check_bleu()
+    return replace(config, num_samples=sources * (control.mbr or each))
 
 
 def write(sentences: Sequence[str], text: bytes, path: Path, mirror: Mirror | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from text_diffusion.condition import dropped
 from text_diffusion.config import TrainConfig
 from text_diffusion.losses import Noise
 from text_diffusion.parallel import summing, whole
@@ -38,6 +39,10 @@ def train_step(run: Run, state: TrainState, loss: nn.Module) -> tuple[dict[str, 
     if run.diffusion_config.stratified:  # sentence i from part i: sentences come in random order
         u = (torch.arange(mine.start, mine.stop, device=run.device) + u) / B
     t, weights = state.timestep_sampler.sample(u)
+    condition = run.batches.condition(step, mine)
+    if condition is not None:
+        u = draw(uniform, (seed, Stream.TRAIN, step, 2), mine.start, mine.stop, (), run.device)
+        condition = dropped(condition, u < run.model_config.drop_condition)
     parts: list[dict[str, Tensor]] = []
     micro = config.microbatch or B
     for start in range(mine.start, mine.stop, micro):
@@ -46,7 +51,7 @@ def train_step(run: Run, state: TrainState, loss: nn.Module) -> tuple[dict[str, 
         noise = Noise.draw((seed, Stream.TRAIN, step, 0), start, stop, shape, run.device)
         with summing(loss, last=stop == mine.stop):
             with torch.autocast(run.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                terms = loss(input_ids[part], t[part], noise)
+                terms = loss(input_ids[part], t[part], noise, None if condition is None else condition[part])
             total = terms.total(weights[part])
             # By its share of B, as the ranks' gradients are averaged: cutting the batch changes nothing.
             torch.autograd.backward(total.sum() * (ranks.size / B))

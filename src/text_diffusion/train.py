@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from text_diffusion import config as settings
 from text_diffusion import errors
 from text_diffusion.checkpoint import Weights
+from text_diffusion.condition import Given
+from text_diffusion.control.controls import Plan
 from text_diffusion.deterministic import deterministic
 from text_diffusion.distributed import joined
 from text_diffusion.errors import Interrupted, UserError
@@ -123,7 +125,7 @@ def evaluate(run: Run, state: TrainState, tracker: Tracker | None) -> None:
     """Validate the first EMA on held-out text, all ranks together, and let it write a few sentences."""
     model = whole_copy(state.emas[0].model, run.network)
     if run.held_out is not None:
-        row = validate(model, run.diffusion, run.held_out, run.ranks)
+        row = validate(model, run.diffusion, run.held_out, run.ranks, run.held_out_given)
         if tracker:
             tracker.log({"step": state.step, **row, "world_size": run.ranks.size})
             tracker.say(f"step {state.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
@@ -133,8 +135,13 @@ def evaluate(run: Run, state: TrainState, tracker: Tracker | None) -> None:
     settings: dict[str, Any] = (
         {"steps": min(20, run.diffusion.num_timesteps)} if isinstance(writer, TextDiffusion) else {}
     )
-    for sentence in writer.sample(4, **settings):
-        tracker.say(f"    {visible(sentence)}")
+    given = None if run.held_out_given is None else Given(run.held_out_given[:4])
+    if isinstance(writer, TextDiffusion):
+        sentences = writer.sample(4, controls=Plan(given=given), **settings)
+    else:
+        sentences = writer.sample(4, given=given)
+    for number, sentence in enumerate(sentences):
+        tracker.say(f"    {visible(run.said_given(number))}{visible(sentence)}")
 
 
 @contextmanager

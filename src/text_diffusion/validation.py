@@ -19,7 +19,13 @@ AT_ONCE = 128
 
 
 @torch.no_grad()
-def validate(model: Network, diffusion: GaussianDiffusion, held_out: Tensor, ranks: Ranks = ALONE) -> dict[str, float]:
+def validate(
+    model: Network,
+    diffusion: GaussianDiffusion,
+    held_out: Tensor,
+    ranks: Ranks = ALONE,
+    condition: Tensor | None = None,
+) -> dict[str, float]:
     """Means of the loss terms over held-out sentences (N, L), the accuracy of rounding x_0, the embeddings' health.
 
     Every run and every step is asked the same: t covers 0..T-1 evenly, the noise is always the same, and each rank
@@ -34,7 +40,7 @@ def validate(model: Network, diffusion: GaussianDiffusion, held_out: Tensor, ran
     for start in range(mine.start, mine.stop, AT_ONCE):
         part = slice(start, min(start + AT_ONCE, mine.stop))
         noise = Noise.draw((0, Stream.VALIDATION), part.start, part.stop, shape, ids.device)
-        terms = loss(model, diffusion, ids[part], t[part], noise)
+        terms = loss(model, diffusion, ids[part], t[part], noise, None if condition is None else condition[part])
         values = {"loss": terms.total(), **vars(terms)}
         if isinstance(model, TransformerNetModel):
             x_start = diffusion.q_start(model.get_embeds(ids[part])).sample(noise.start)

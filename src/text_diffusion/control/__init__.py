@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from text_diffusion.control.classifier import Classifier, Label
 from text_diffusion.control.controls import Avoid, Control, Edit, Length, Scorer, Template, Want
+from text_diffusion.control.given import Labelled, Sources
 from text_diffusion.control.steering import InnerSteps
 
 __all__ = [
@@ -20,8 +21,10 @@ __all__ = [
     "Edit",
     "InnerSteps",
     "Label",
+    "Labelled",
     "Length",
     "Scorer",
+    "Sources",
     "Template",
     "Want",
 ]

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from text_diffusion.condition import Given, Guided
 from text_diffusion.control.automaton import Automaton, Builder, Demands, bare
 from text_diffusion.control.classifier import Label
+from text_diffusion.control.given import Labelled, Sources, given_of
 from text_diffusion.control.posterior import Accepting
 from text_diffusion.control.steering import InnerSteps, Predict, Score, Steered, embeddings
 from text_diffusion.control.template import Gap, Known, parse
 from text_diffusion.control.vocabulary import Vocabulary
-from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.modeling import TransformerNetModel
@@ -78,24 +79,21 @@ class Scorer:
 
     def of(self, writer: TextDiffusion) -> Score:
         """Ready for a model."""
-        return _OfWords(self.function, self.strength, writer)
+        return _OfWords(self.function, self.strength)
 
 
 @dataclass(frozen=True)
 class _OfWords:
     function: Callable[[Tensor], Tensor]
     strength: float
-    writer: TextDiffusion
 
     def log_prob(self, x_t: Tensor, timesteps: Tensor, predict: Predict) -> Tensor:
         """The function of the predicted words."""
-        if isinstance(self.writer.model, WordDenoiser):
-            return self.function(self.writer.model.log_probs(x_t, timesteps))
-        return self.function(self.writer.model.get_logits(predict(x_t)).float().log_softmax(dim=-1))
+        return self.function(predict(x_t))
 
 
 T = TypeVar("T")
-Control = Template | Length | Want | Avoid | Edit | Scorer | Label | InnerSteps
+Control = Template | Length | Want | Avoid | Edit | Scorer | Label | InnerSteps | Labelled | Sources
 OF_WORDS = (Template, Length, Want, Avoid)
 
 
@@ -109,6 +107,7 @@ class Plan:
         unknown: words of the template that the model sees as [UNK], in order.
         update: how to follow the scores, if not by eq. (1) of `steering`.
         edit: the sentence to start from (L,) and how much noise it gets, if one is edited.
+        given: what a conditional model writes for.
     """
 
     scores: list[Score] = field(default_factory=list)
@@ -116,6 +115,7 @@ class Plan:
     unknown: tuple[str, ...] = ()
     update: InnerSteps | None = None
     edit: tuple[Tensor, float] | None = None
+    given: Given | None = None
 
     @property
     def is_needed(self) -> bool:
@@ -127,16 +127,20 @@ class Plan:
         """Whether the inner steps draw noise."""
         return self.update is not None and self.update.langevin
 
+    def network(self, model: TransformerNetModel, start: int, stop: int) -> Guided:
+        """The model with what the sentences start..stop-1 are given."""
+        return Guided(model) if self.given is None else Guided(model, self.given.of(start, stop), self.given.scale)
+
     def steer(
         self,
         denoise: Denoise,
-        model: TransformerNetModel,
+        network: Guided,
         process: GaussianDiffusion,
         noise: Callable[[int, int], Tensor],
     ) -> Steered:
         """The denoiser that follows the plan."""
         return Steered(
-            denoise, model, process, self.scores, self.accepting, self.update, noise if self.is_random else None
+            denoise, network, process, self.scores, self.accepting, self.update, noise if self.is_random else None
         )
 
     def levels(self, diffusion_steps: int) -> int:
@@ -171,7 +175,8 @@ def plan(controls: Sequence[Control], writer: TextDiffusion, length: int) -> Pla
     if update is not None:
         _check_update(update, scores)
     edit = _one(Edit, controls, "--edit")
-    return Plan(scores, accepting, unknown, update, _edited(edit, writer, length) if edit else None)
+    edited = _edited(edit, writer, length) if edit else None
+    return Plan(scores, accepting, unknown, update, edited, given_of(controls, writer))
 
 
 def gather(controls: Sequence[Control], vocabulary: Vocabulary) -> tuple[Demands, tuple[str, ...]]:

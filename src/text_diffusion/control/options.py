@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from text_diffusion.config import Options, option
 from text_diffusion.control.classifier import Label, beside, load
 from text_diffusion.control.controls import Avoid, Control, Edit, Length, Plan, Template, Want
+from text_diffusion.control.given import Labelled, Sources
 from text_diffusion.control.steering import InnerSteps
 from text_diffusion.errors import UserError
 from text_diffusion.files import read_lines
@@ -31,7 +32,12 @@ class ControlConfig(Options):
     avoid: str = option("", "words that must not occur, separated by commas; green@2: not as the second word")
     edit: str = option("", "a sentence to start from, instead of noise alone")
     edit_strength: float = option(0.5, "with --edit: how much noise it gets, 1 being all", low=0.0, high=1.0)
-    label: str = option("", "sentences that a classifier gives this label; a,b: of two classifiers; a|b: either")
+    label: str = option("", "by the model if it was trained with labels, or a classifier; a,b: of two; a|b: either")
+    guidance_scale: float = option(
+        1.0, "with a label or sources of the model's own: classifier-free guidance; 1: none", low=0.0
+    )
+    source_file: str = option("", "file of sources, one a line, to write for (--condition source)")
+    mbr: int = option(0, "with --source_file: of so many candidates take the one nearest to the others, by BLEU", low=0)
     classifier: str = option("", "from control.train_classifier (default: beside the weights file); of two labels: a,b")
     guidance_strength: float = option(2.0, "with --label: factor of the gradient of log p(label)", low=0.0)
     guidance_range: str = option("", "with --label: guide only at t within LOW-HIGH (default: wherever it helps)")
@@ -47,6 +53,14 @@ class ControlConfig(Options):
         for name in ("classifier", "guidance_strength", "guidance_range", "inner_steps"):
             if getattr(self, name) != defaults[name] and not self.label:
                 raise UserError(f"--{name} is about guidance to a label, so it expects --label, found none")
+        if self.guidance_scale != 1 and not (self.label or self.source_file):
+            raise UserError("--guidance_scale is about what the model is given: it expects --label or --source_file")
+        if self.mbr and not self.source_file:
+            raise UserError("--mbr is about candidates for a source, so it expects --source_file, found none")
+        if self.mbr == 1:
+            raise UserError("--mbr must be at least 2 candidates, found 1")
+        if self.source_file and self.template_file:
+            raise UserError("--source_file and --template_file exclude each other; leave one out")
         for name in ("inner_lr", "langevin"):
             if getattr(self, name) != defaults[name] and not self.inner_steps:
                 raise UserError(f"--{name} is about inner steps, so it expects --inner_steps, found none")
@@ -87,7 +101,7 @@ class ControlConfig(Options):
             yield [Template(line, self.allow_unk)] if line else []
 
     def labels(self, model: TextDiffusion, weights: Path) -> list[Control]:
-        """Guidance to labels, their classifiers loaded.
+        """Labels: the first is the model's own, if it has labels and no classifier is named for it.
 
         Raises:
             UserError: a classifier or a label will not do.
@@ -95,7 +109,19 @@ class ControlConfig(Options):
         if not self.label:
             return []
         labels = self.label.split(",")
-        paths = self.classifier.split(",") if self.classifier else [str(beside(weights))]
+        paths = self.classifier.split(",") if self.classifier else []
+        has_own = bool(model.labels) and len(paths) == len(labels) - 1
+        if not has_own and self.guidance_scale != 1 and not self.source_file:
+            raise UserError("--guidance_scale expects a model that was trained with --condition labels, found another")
+        found: list[Control] = [Labelled(labels.pop(0), self.guidance_scale)] if has_own else []
+        if not labels:
+            for name in ("guidance_strength", "guidance_range", "inner_steps"):
+                if getattr(self, name) != getattr(ControlConfig, name):
+                    raise UserError(f"--{name} is about a classifier, and the label is the model's own: leave it out")
+            return found
+        return found + self._by_classifiers(labels, paths or [str(beside(weights))], model)
+
+    def _by_classifiers(self, labels: list[str], paths: list[str], model: TextDiffusion) -> list[Control]:
         if len(paths) != len(labels):
             raise UserError(f"--label and --classifier must name equally many, found {len(labels)} and {len(paths)}")
         match = re.fullmatch(r"(\d+)-(\d+)", self.guidance_range) if self.guidance_range else None
@@ -108,13 +134,42 @@ class ControlConfig(Options):
         ]
         return found + ([InnerSteps(self.inner_steps, self.inner_lr, self.langevin)] if self.inner_steps else [])
 
-    def plans(self, model: TextDiffusion, weights: Path, sequence_len: int) -> list[Plan]:
+    def sources(self, each: int) -> list[Sources]:
+        """The sources, `each` sentences to be written for each, as a list of one; or an empty list.
+
+        Raises:
+            UserError: the file cannot be read, or a line is no source.
+        """
+        if not self.source_file:
+            return []
+        lines = read_lines(Path(self.source_file), blank=True)
+        for number, line in enumerate(lines, 1):
+            if not line.strip() or "\t" in line:
+                found = "a tab" if line.strip() else "an empty line"
+                raise UserError(f"{self.source_file}: expected a source without a tab in line {number}, found {found}")
+        return [Sources(tuple(line.strip() for line in lines), each, self.guidance_scale, self.source_file)]
+
+    def own(self, each: int) -> list[Labelled | Sources]:
+        """What a model that writes left to right is given.
+
+        Raises:
+            UserError: see `sources`.
+        """
+        return [*([Labelled(self.label, self.guidance_scale)] if self.label else []), *self.sources(each)]
+
+    def plans(self, model: TextDiffusion, weights: Path, sequence_len: int, each: int = 1) -> list[Plan]:
         """A plan for each template, or one plan; every one is checked before anything is sampled.
+
+        Args:
+            model: writes.
+            weights: its file.
+            sequence_len: L; 0: the model's.
+            each: sentences for a source.
 
         Raises:
             UserError: the controls contradict each other, or the model cannot meet them.
         """
-        others = [*self.controls(), *self.labels(model, weights)]
+        others = [*self.controls(), *self.labels(model, weights), *self.sources(each)]
         return [model.plan([*template, *others], sequence_len or None) for template in self.templates()]
 
 

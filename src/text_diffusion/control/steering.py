@@ -23,6 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from text_diffusion.condition import Guided
 from text_diffusion.control.posterior import Accepting
 from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
@@ -33,7 +34,7 @@ from text_diffusion.samplers import Denoise
 # error in a gradient, and `heun` hundreds more (guided so, it said the label in 1 % of sentences; from here on in all).
 LEAST_SIGNAL = 0.02
 
-Predict = Callable[[Tensor], Tensor]  # x_t -> x_0 at the present t, differentiable
+Predict = Callable[[Tensor], Tensor]  # x_t -> log p(w_l = v | x_t) at the present t, differentiable
 
 
 class Score(Protocol):
@@ -68,7 +69,7 @@ class Steered:
 
     Args:
         denoise: the model's.
-        model: knows its words.
+        network: the model with what it is given; knows its words.
         process: what the sampler walks.
         scores: (1).
         accepting: (2), if there are demands on words.
@@ -77,12 +78,17 @@ class Steered:
     """
 
     denoise: Denoise
-    model: TransformerNetModel
+    network: Guided
     process: GaussianDiffusion
     scores: Sequence[Score] = ()
     accepting: Accepting | None = None
     update: InnerSteps | None = None
     noise: Callable[[int, int], Tensor] | None = None
+
+    @property
+    def model(self) -> TransformerNetModel:
+        """The model alone."""
+        return self.network.model
 
     def __call__(self, x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
         """Predict x_0 as the controls have it."""
@@ -98,7 +104,7 @@ class Steered:
     def log_probs(self, x_t: Tensor, t: Tensor, previous: Tensor | None, pred_xstart: Tensor) -> Tensor:
         """log p(w_l = v | x_t), (B, L, V): the model's own, or as its head reads the prediction."""
         if isinstance(self.model, WordDenoiser):  # its head reads words at the smallest noise, not means of several
-            return self.model.log_probs(x_t, self.process.network_time(t), previous)
+            return self.network.log_probs(x_t, self.process.network_time(t), previous)
         return self.model.get_logits(pred_xstart).float().log_softmax(dim=-1)
 
     def has_scores(self, s: int) -> bool:
@@ -118,9 +124,11 @@ class Steered:
         predictions: list[Tensor] = []
 
         def predict(x: Tensor) -> Tensor:
+            if isinstance(self.model, WordDenoiser):
+                return self.network.log_probs(x, times, previous)
             if not predictions:  # once for all scores that ask
                 predictions.append(self.denoise(x, t, previous))
-            return predictions[0]
+            return self.model.get_logits(predictions[0]).float().log_softmax(dim=-1)
 
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
