@@ -426,7 +426,7 @@ def test_help_has_every_flag(main: Any, capsys: pytest.CaptureFixture[str]) -> N
     groups = TRAIN_GROUPS if main is train.main else (SampleConfig,)
     for name in names(*groups):
         assert f"--{name} " in out
-    for default in ("(default 20)", "(default no_clamp)") if main is sample.main else ("(default 0.9999)", "99.9 %"):
+    for default in ("(default 50)", "(default no_clamp)") if main is sample.main else ("(default 0.9999)", "99.9 %"):
         assert default in " ".join(out.split())
 
 
