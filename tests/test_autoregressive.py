@@ -177,7 +177,7 @@ def test_what_belongs_to_diffusion_is_refused(
         commands.append((train.main, argv, name))
     for main, argv, name in commands:
         assert main(argv) == 1
-        whose = "another objective" if main is train.main else "diffusion models"
+        whose = "another objective" if main is train.main else "Gaussian diffusion models"
         assert f"--{name} belongs to {whose}" in one_sentence(capsys.readouterr().err)
     assert not folder.exists()
     assert not (tmp_path / "out").exists()

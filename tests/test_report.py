@@ -250,7 +250,7 @@ def test_left_to_right(corpus: Path, tmp_path: Path) -> None:
     assert train.main(flags(**options)) == 0
     assert made(tmp_path / "run", checkpoint=tmp_path / "run" / "ema_0.9_000002.pt") == 0
     page = read(tmp_path / "run" / "report.html")
-    assert "this model writes left to right, without noise" in page.text
+    assert "this model knows no noise" in page.text
     assert {"Samples", "Evaluation", "Training", "Word embeddings"} <= set(page.headings)
     assert "From noise to words" not in page.headings
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 AT_ONCE = 256  # sentences, if not said otherwise
 
 
-class CausalTransformer(nn.Module):
-    """Predicts each word from those before it; embeddings, layers and the tied head are those of the denoiser.
+class WordTransformer(nn.Module):
+    """Predicts words from words; embeddings, layers and the tied head are those of the denoiser.
 
     Args:
         config: sizes and choices.
@@ -38,6 +38,8 @@ class CausalTransformer(nn.Module):
         sequence_len: largest L.
         conditions: how many labels, or how many tokens in a source, which is read before the first word.
     """
+
+    causal: bool
 
     def __init__(self, config: ModelConfig, vocab_size: int, sequence_len: int, conditions: int = 0) -> None:
         super().__init__()
@@ -53,7 +55,7 @@ class CausalTransformer(nn.Module):
         self.position_embeddings = nn.Embedding(sequence_len, H)
         self.LayerNorm = nn.LayerNorm(H, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(EncoderLayer(config, causal=True) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(EncoderLayer(config, self.causal) for _ in range(config.num_layers))
         self.final_norm = nn.LayerNorm(H, eps=LAYER_NORM_EPS) if config.norm == "pre" else nn.Identity()
         self.output_down_proj = nn.Sequential(nn.Linear(H, H), nn.Tanh(), nn.Linear(H, D))
         if config.condition != "none":
@@ -64,10 +66,15 @@ class CausalTransformer(nn.Module):
         """E, (V, D)."""
         return self.word_embedding.weight
 
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """E(w), ids (B, L) -> (B, L, D)."""
+        embedded: Tensor = self.word_embedding(input_ids)
+        return embedded
+
     def forward(self, input_ids: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Scores of the word after each position: w_0 .. w_{n-1} (B, n) -> (B, n, V); given labels or sources."""
+        """Scores of a word for each position, given labels or sources: (B, n) -> (B, n, V)."""
         n = input_ids.shape[1]
-        h = self.input_up_proj(self.word_embedding(input_ids)) + self.position_embeddings.weight[:n]  # (B, n, H)
+        h = self.input_up_proj(self.embed(input_ids)) + self.position_embeddings.weight[:n]  # (B, n, H)
         if self.config.condition == "labels":
             h = h + of_labels(self.condition.weight, condition)
         if self.config.condition == "source":
@@ -77,6 +84,12 @@ class CausalTransformer(nn.Module):
         h = through(self.layers, h, self.gradient_checkpointing)
         logits: Tensor = self.lm_head(self.output_down_proj(self.final_norm(h[:, -n:])))
         return logits
+
+
+class CausalTransformer(WordTransformer):
+    """Predicts each word from those before it: w_0 .. w_{n-1} to scores of w_1 .. w_n."""
+
+    causal = True
 
 
 @dataclass(frozen=True)
@@ -158,15 +171,20 @@ class Autoregressive:
         return in_batches(n, batch_size or AT_ONCE, make, first)
 
     def _ids(self, seed: int, start: int, stop: int, condition: Tensor | None = None, greedy: bool = False) -> Tensor:
-        """The words of sentences start..stop-1, (B, L): the first v at which P(w_l <= v) exceeds a uniform number."""
+        """The words of sentences start..stop-1, (B, L)."""
         ids = torch.full((stop - start, 1), self.tokenizer.cls_id, device=self.device)
         for position in range(1, self.sequence_len):
             logits = self.model(ids, condition)[:, -1]  # (B, V)
             if greedy:
                 chosen = logits.argmax(dim=-1, keepdim=True)
             else:
-                cumulative = cumulated(logits.double().softmax(dim=-1))
-                u = draw(uniform, (seed, Stream.SAMPLE, position), start, stop, (1,), self.device).double()
-                chosen = torch.searchsorted(cumulative, u, right=True).clamp_(max=cumulative.shape[1] - 1)
+                u = draw(uniform, (seed, Stream.SAMPLE, position), start, stop, (1,), self.device)
+                chosen = drawn_word(logits, u)
             ids = torch.cat([ids, chosen], dim=1)
         return ids
+
+
+def drawn_word(logits: Tensor, u: Tensor) -> Tensor:
+    """The first v at which P(w <= v) exceeds a uniform number: scores (..., V) and numbers (..., 1) to ids (..., 1)."""
+    cumulative = cumulated(logits.double().softmax(dim=-1))
+    return torch.searchsorted(cumulative, u.double(), right=True).clamp_(max=cumulative.shape[-1] - 1)

@@ -44,8 +44,8 @@ class ModelConfig(Options):
 
     objective: str = option(
         "diffusion_lm",
-        "what is learned: to denoise, as Diffusion-LM does or as probabilities of words, or the next word",
-        choices=("diffusion_lm", "cross_entropy", "autoregressive"),
+        "what is learned: to denoise, as Diffusion-LM does or as probabilities of words; hidden words; the next word",
+        choices=("diffusion_lm", "cross_entropy", "masked", "autoregressive"),
     )
     in_channel: int = option(32, "D, size of the word embeddings that are diffused", low=1)
     hidden_size: int = option(128, "H, width of the transformer", low=1)

@@ -21,6 +21,7 @@ from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.device import pick_device
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
+from text_diffusion.masked import Masked, MaskedTransformer
 from text_diffusion.memory import in_batches
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.randomness import Stream, draw, normal, truncated_normal
@@ -46,14 +47,16 @@ def load_diffusion(path: str | Path, *, device: str = "auto", gpu: str = "all", 
     """Load a weights file that must hold a diffusion model; the rest as `load`."""
     writer = load(path, device=device, gpu=gpu, tokenizer=tokenizer)
     if not isinstance(writer, TextDiffusion):
-        raise UserError(f"{path}: expected a diffusion model, found one that was trained to write left to right")
+        raise UserError(f"{path}: expected a diffusion model, found one of --objective masked or autoregressive")
     return writer
 
 
 def writer_of(weights: Weights) -> Writer:
     """What writes sentences with a network and its tokenizer."""
+    labels = tuple(weights.info.get("labels", ()))
+    if isinstance(weights.model, MaskedTransformer):
+        return Masked(weights.model, weights.tokenizer, weights.sequence_len, weights.diffusion.device, labels)
     if isinstance(weights.model, CausalTransformer):
-        labels = tuple(weights.info.get("labels", ()))
         return Autoregressive(weights.model, weights.tokenizer, weights.sequence_len, weights.diffusion.device, labels)
     return TextDiffusion(weights.model, weights.diffusion, weights.tokenizer, weights.sequence_len, weights.info)
 
@@ -267,7 +270,7 @@ class TextDiffusion:
         return max(1, min(n, most, BATCH_MEMORY // (4 * widest * self.sequence_len)))
 
 
-Writer = TextDiffusion | Autoregressive
+Writer = TextDiffusion | Masked | Autoregressive
 
 
 def nearest_embedding(x: Tensor, embeddings: Tensor) -> Tensor:

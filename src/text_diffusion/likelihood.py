@@ -34,6 +34,7 @@ from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.generation import TextDiffusion, Writer, load
 from text_diffusion.grammar import Grammar
 from text_diffusion.launcher import check_alone
+from text_diffusion.masked import Masked, mean_bound
 from text_diffusion.memory import keep_freed_memory
 from text_diffusion.randomness import Stream, draw, normal, uniform
 from text_diffusion.timesteps import spaced_timesteps
@@ -284,6 +285,9 @@ def command(argv: Sequence[str] | None) -> None:
         check_writable(Path(config.json).parent)
     if isinstance(model, Autoregressive):
         figures = measure_exactly(model, text, config)
+    elif isinstance(model, Masked):
+        nats = mean_bound(model.model, text.ids.to(model.device), config.paths, config.seed)
+        figures = Figures({"bound": nats.cpu() / BIT}, [], torch.zeros(0), 0)
     else:
         figures = measure(model, text, config)
     if true is not None:
@@ -308,10 +312,11 @@ def check_flags(model: Writer, config: LikelihoodConfig, given: dict[str, Any]) 
     Raises:
         UserError: naming the first of them.
     """
-    if isinstance(model, Autoregressive):
-        if named := [name for name in OF_DIFFUSION if name in given]:
+    if not isinstance(model, TextDiffusion):
+        own = ("paths", "seed") if isinstance(model, Masked) else ()
+        if named := [name for name in OF_DIFFUSION if name in given and name not in own]:
             raise UserError(
-                f"--{named[0]} belongs to diffusion models: leave it out, as {given['weights']} writes left to right"
+                f"--{named[0]} belongs to Gaussian diffusion models: leave it out, as {given['weights']} is none"
             )
         return
     T = model.diffusion.num_timesteps

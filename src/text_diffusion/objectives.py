@@ -8,15 +8,16 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from text_diffusion.autoregressive import CausalTransformer, autoregressive_loss
+from text_diffusion.autoregressive import CausalTransformer, WordTransformer, autoregressive_loss
 from text_diffusion.config import DiffusionConfig
 from text_diffusion.cross_entropy import WordDenoiser, cross_entropy_loss
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.losses import Noise, diffusion_lm_loss
+from text_diffusion.masked import MaskedTransformer, masked_loss
 from text_diffusion.modeling import TransformerNetModel
 
-Network = TransformerNetModel | CausalTransformer
+Network = TransformerNetModel | WordTransformer
 
 
 class Terms(Protocol):
@@ -55,6 +56,17 @@ OBJECTIVES = {
         ("noise_schedule", "diffusion_steps"),
         # the schedule in which time is the log-SNR, in so many steps that it is as good as continuous
         {"noise_schedule": "log-snr", "diffusion_steps": 10_000, "schedule_sampler": "fitted", "stratified": True},
+    ),
+    "masked": Objective(
+        MaskedTransformer,
+        masked_loss,
+        "nll",
+        ("self_condition", "num_channels", *OF_WORDS, "noise_schedule", "diffusion_steps", "schedule_sampler"),
+        {
+            "noise_schedule": "log-snr",
+            "diffusion_steps": 10_000,
+            "stratified": True,
+        },  # a process of that many times, no more,
     ),
     "autoregressive": Objective(
         CausalTransformer,

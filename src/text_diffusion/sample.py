@@ -29,6 +29,7 @@ from text_diffusion.distributed import ALONE, Ranks, joined
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, write_atomically
 from text_diffusion.generation import Sampling, TextDiffusion, Writer, writer_of
+from text_diffusion.masked import Masked
 from text_diffusion.memory import in_batches, keep_freed_memory
 from text_diffusion.mirror import Mirror
 from text_diffusion.remote import StoreError, cache_of, is_remote, local
@@ -39,12 +40,17 @@ OF_ALL = ("label", "source_file", "mbr")  # controls of models that write left t
 OF_DIFFUSION = ("steps", "sampler", "spacing", "eta", "churn", "top_p", "clamp", "clamp_start", "halt", "temperature")
 
 
-def output_path(config: SampleConfig, left_to_right: bool = False) -> Path:
-    """OUT_DIR/CKPTNAME.samples_N.steps-S.clamp-C.seed-R.txt; without steps and clamp where a model has none."""
+def output_path(config: SampleConfig, named: Sequence[str] = ("steps", "clamp")) -> Path:
+    """OUT_DIR/CKPTNAME.samples_N.steps-S.clamp-C.seed-R.txt; without steps or clamp where a model has none."""
     weights = Path(config.model_name_or_path)
     folder = Path(config.out_dir) if config.out_dir else weights.parent
-    how = "" if left_to_right else f"steps-{config.steps}.clamp-{config.clamp}."
+    how = "".join(f"{name}-{getattr(config, name)}." for name in named)
     return folder / f"{weights.stem}.samples_{config.num_samples}.{how}seed-{config.seed}.{config.format}"
+
+
+def own_settings(model: Writer) -> tuple[str, ...]:
+    """What there is to choose in a model that is not Gaussian diffusion."""
+    return ("steps", "seed") if isinstance(model, Masked) else ("seed",)
 
 
 def sampling(config: SampleConfig) -> Sampling:
@@ -76,7 +82,8 @@ def _generate(model: Writer, config: SampleConfig, plan: Plan, first: int, last:
     """The sentences first..last-1 of the seed."""
     if not isinstance(model, TextDiffusion):
         size = config.batch_size or None
-        return model.sample(last, seed=config.seed, batch_size=size, first=first, given=plan.given)
+        how = {name: getattr(config, name) for name in own_settings(model)}
+        return model.sample(last, batch_size=size, first=first, given=plan.given, **how)
     size = config.batch_size or model.choose_batch_size(last - first)
     calls = -(-(last - first) // size) * config.steps
     with tqdm(total=calls, unit="call", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False) as bar:
@@ -95,7 +102,8 @@ def contents(sentences: Sequence[str], model: Writer, config: SampleConfig, cont
     """The text of the output file, plain or as JSON lines."""
     lines = list(sentences)
     if config.format == "jsonl":
-        how = asdict(sampling(config)) if isinstance(model, TextDiffusion) else {"seed": config.seed}
+        how = {name: getattr(config, name) for name in own_settings(model)}
+        how = asdict(sampling(config)) if isinstance(model, TextDiffusion) else how
         steering = dict(asdict(control).items() - asdict(ControlConfig()).items())  # what was asked for
         about = {"weights": Path(config.model_name_or_path).name, **how, **steering}
         lines = [json.dumps({"text": text, "index": i, **about}, ensure_ascii=False) for i, text in enumerate(lines)]
@@ -121,7 +129,8 @@ def command(argv: Sequence[str] | None) -> None:
         ranks.agree("flags", {f"--{name}": value for name, value in given.items()})
         model, config, control, plans = ranks.together(lambda: prepare(given, ranks))
         written = config.num_samples // (control.mbr or 1)
-        path = output_path(replace(config, num_samples=written), not isinstance(model, TextDiffusion))
+        in_name = ("steps", "clamp") if isinstance(model, TextDiffusion) else own_settings(model)[:-1]
+        path = output_path(replace(config, num_samples=written), in_name)
         mirror = None
         if is_remote(config.out_dir):
             mirror = ranks.together(lambda: Mirror(config.out_dir, f"{path.stem}*") if ranks.first else None)
@@ -172,11 +181,11 @@ def prepare(given: dict[str, Any], ranks: Ranks) -> tuple[Writer, SampleConfig, 
         for plan in plans:
             model.denoising(0, 1, controls=plan, **asdict(sampling(config)))
         return model, config, control, plans
-    foreign = [name for name in (*OF_DIFFUSION, *asdict(control), "sequence_len", "show") if name not in OF_ALL]
+    own = (*own_settings(model), *OF_ALL)
+    foreign = [name for name in (*OF_DIFFUSION, *asdict(control), "sequence_len", "show") if name not in own]
     if named := [name for name in foreign if name in given]:
         raise UserError(
-            f"--{named[0]} belongs to diffusion models: leave it out, "
-            f"as {config.model_name_or_path} writes left to right"
+            f"--{named[0]} belongs to Gaussian diffusion models: leave it out, as {config.model_name_or_path} is none"
         )
     return model, config, control, [Plan(given=given_of(control.own(each), model))]
 

@@ -28,7 +28,7 @@ def load_teacher(path: str) -> Scorer:
     if not isinstance(writer, Autoregressive):
         raise UserError(
             f"{path}: expected a teacher, which writes left to right (trained with --objective autoregressive), found "
-            "a diffusion model; `text-diffusion likelihood` has the bound of that"
+            "another model; `text-diffusion likelihood` has the bound of that"
         )
     return Teacher(writer)
 

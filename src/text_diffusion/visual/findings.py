@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from text_diffusion import evaluate, figures, metrics
-from text_diffusion.autoregressive import CausalTransformer
+from text_diffusion.autoregressive import WordTransformer
 from text_diffusion.calibration import Calibration, calibrate
 from text_diffusion.config import ReportConfig
 from text_diffusion.figures import FEWEST, Evaluation, Scorer
@@ -94,7 +94,7 @@ def find(run: RunFolder, config: ReportConfig, scorer: Scorer | None, say: Say) 
         findings.calibration = calibrate(model, CALIBRATED, min(50, model.diffusion.num_timesteps), config.seed)
     else:
         findings.samples = model.sample(config.samples, seed=config.seed)
-        run.missing["player, quality against steps, calibration"] = "this model writes left to right, without noise"
+        run.missing["player, quality against steps, calibration"] = "this model knows no noise"
     if reference is None:
         run.missing["evaluation and quality against steps"] = "the held-out text of the run was not found"
         return findings
@@ -166,6 +166,6 @@ def words(model: Network, tokenizer: Tokenizer) -> Words:
 
 def embeddings(model: Network, ids: torch.Tensor) -> torch.Tensor:
     """E(w) of some words (n,), (n, D)."""
-    rows = model.word_embedding(ids) if isinstance(model, CausalTransformer) else model.get_embeds(ids[None])[0]
+    rows = model.word_embedding(ids) if isinstance(model, WordTransformer) else model.get_embeds(ids[None])[0]
     found: torch.Tensor = rows.float().cpu()
     return found
