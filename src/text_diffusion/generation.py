@@ -53,12 +53,14 @@ def load_diffusion(path: str | Path, *, device: str = "auto", gpu: str = "all", 
 
 def writer_of(weights: Weights) -> Writer:
     """What writes sentences with a network and its tokenizer."""
+    model, diffusion, tokenizer, length = weights.model, weights.diffusion, weights.tokenizer, weights.sequence_len
+    if isinstance(model, TransformerNetModel):
+        return TextDiffusion(model, diffusion, tokenizer, length, weights.info)
     labels = tuple(weights.info.get("labels", ()))
-    if isinstance(weights.model, MaskedTransformer):
-        return Masked(weights.model, weights.tokenizer, weights.sequence_len, weights.diffusion.device, labels)
-    if isinstance(weights.model, CausalTransformer):
-        return Autoregressive(weights.model, weights.tokenizer, weights.sequence_len, weights.diffusion.device, labels)
-    return TextDiffusion(weights.model, weights.diffusion, weights.tokenizer, weights.sequence_len, weights.info)
+    if isinstance(model, MaskedTransformer):
+        return Masked(model, tokenizer, length, diffusion.device, labels)
+    assert isinstance(model, CausalTransformer), f"nothing writes with {type(model).__name__}"
+    return Autoregressive(model, tokenizer, length, diffusion.device, labels)
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,12 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
     if opt is not None:
         for group in opt["settings"].values():
             saved |= group
-        saved = {"condition": "none", "drop_condition": 0.1, "source_len": 0} | saved  # which older runs did not have
+        older: dict[str, Any] = {
+            "condition": "none",
+            "drop_condition": 0.1,
+            "source_len": 0,
+        }  # they have no such settings
+        saved = older | saved
         check_same_run(given, saved, folder)
         named, kept = given.get("tokenizer", saved["tokenizer"]), opt["tokenizer"]
         ranks.on_first(lambda: corpora.check_same_tokenizer(named, kept, saved["tokenizer"]))
