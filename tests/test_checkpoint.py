@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +14,18 @@ import tokenizers
 import torch
 from tokenizers import models, pre_tokenizers, processors
 from torch import Tensor
-from toy import LINES, SIZES, contents, files, flags, one_sentence, same, train_flags, weights_of
+from toy import (
+    LINES,
+    SIZES,
+    contents,
+    files,
+    flags,
+    no_file_above,
+    one_sentence,
+    same,
+    train_flags,
+    weights_of,
+)
 
 import text_diffusion
 from text_diffusion import checkpoint, sample, train
@@ -511,17 +520,6 @@ def test_unwritable_places(tmp_path: Path) -> None:
             write_atomically(folder / "x", lambda file: file.write(b"x"))
     check_writable(tmp_path / "new" / "folder")
     assert set(files(tmp_path)) == {"file"}
-
-
-@contextmanager
-def no_file_above(size: int) -> Iterator[None]:
-    """The system refuses to write more than that to any file, as it would on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("share", [0.5, 2.0], ids=["no weights fit", "only weights fit"])

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy import SRC, contents, files, flags, one_sentence, start, train_flags, write_text
+from toy import SRC, contents, files, flags, no_file_above, one_sentence, start, train_flags, write_text
 
 import text_diffusion
 from text_diffusion import __main__ as entry
@@ -284,6 +284,13 @@ def test_ctrl_c(weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert sample.main(flags(model_name_or_path=weights)) == 130
     assert capsys.readouterr() == ("", "interrupted\n")
     assert set(files(weights.parent)) == {weights.name}
+
+
+def test_full_disk_leaves_no_empty_folder(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with no_file_above(0):
+        assert sample.main(flags(model_name_or_path=weights, show=0, out_dir=tmp_path / "new" / "below")) == 1
+    assert "cannot be written" in one_sentence(capsys.readouterr().err)
+    assert not (tmp_path / "new").exists()
 
 
 def test_ctrl_c_leaves_no_empty_folder(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -137,17 +137,24 @@ def command(argv: Sequence[str] | None) -> None:
             path = cache_of(config.out_dir, f"{path.stem}*") / path.name
         made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
         ranks.on_first(lambda: check_writable(path.parent))
-        try:
+        with gone_if_failed(made if ranks.first else []):
             sentences = [sentence for plan in plans for sentence in generate(model, config, plan, ranks)]
-        except BaseException:
-            with contextlib.suppress(OSError):  # somebody else has put something there
-                for folder in made if ranks.first else []:
-                    folder.rmdir()
-            raise
-        if control.mbr:
-            sentences = best_of(sentences, control.mbr)
-        text = contents(sentences, model, config, control)
-        ranks.on_first(lambda: write(sentences, text, path, mirror))
+            if control.mbr:
+                sentences = best_of(sentences, control.mbr)
+            text = contents(sentences, model, config, control)
+            ranks.on_first(lambda: write(sentences, text, path, mirror))
+
+
+@contextlib.contextmanager
+def gone_if_failed(folders: Sequence[Path]) -> Iterator[None]:
+    """Remove new folders, the innermost first, if what they were made for does not come about."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # somebody else has put something there
+            for folder in folders:
+                folder.rmdir()
+        raise
 
 
 def parse(argv: Sequence[str] | None) -> dict[str, Any]:
