@@ -113,9 +113,9 @@ def whole(folder: Path, step: int) -> dict[str, Any]:
     if missing := NEEDED - opt.keys():
         raise UserError(f"{path}: expected an opt file, found one without {', '.join(sorted(missing))}")
     for name in opt.get("files", [opt["weights"]]):
-        checkpoint.read(folder / name)
+        run = checkpoint.read(folder / name).get("run", opt["run"])
         size, found = opt.get("sizes", {}).get(name), (folder / name).stat().st_size
-        if size not in (None, found):
+        if run == opt["run"] and size not in (None, found):  # those of another run are refused when they are loaded
             raise UserError(f"{folder / name}: expected a checkpoint of {size} bytes, found {found}")
     if opt.get("shards"):
         _check_shards(folder / opt["shards"], opt["shard_sizes"])
