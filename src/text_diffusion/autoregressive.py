@@ -6,6 +6,7 @@ sentences of L tokens, pads included, of which w_0 = [CLS] is given.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -159,16 +160,12 @@ class Autoregressive:
         """
         if settings:
             raise UserError(f"{', '.join(settings)}: settings of a diffusion model, and this one writes left to right")
-        if n < 0:
-            raise UserError(f"the number of samples must not be negative, found {n}")
-        if batch_size is not None and batch_size < 1:
-            raise UserError(f"the batch size must be at least 1, found {batch_size}")
 
-        def make(start: int, stop: int) -> list[str]:
+        def ids(start: int, stop: int) -> Tensor:
             condition = None if given is None else given.of(start, stop)
-            return [self.tokenizer.decode(row) for row in self._ids(seed, start, stop, condition, greedy).tolist()]
+            return self._ids(seed, start, stop, condition, greedy)
 
-        return in_batches(n, batch_size or AT_ONCE, make, first)
+        return sentences(ids, self.tokenizer, n, batch_size, first)
 
     def _ids(self, seed: int, start: int, stop: int, condition: Tensor | None = None, greedy: bool = False) -> Tensor:
         """The words of sentences start..stop-1, (B, L)."""
@@ -188,3 +185,22 @@ def drawn_word(logits: Tensor, u: Tensor) -> Tensor:
     """The first v at which P(w <= v) exceeds a uniform number: scores (..., V) and numbers (..., 1) to ids (..., 1)."""
     cumulative = cumulated(logits.double().softmax(dim=-1))
     return torch.searchsorted(cumulative, u.double(), right=True).clamp_(max=cumulative.shape[-1] - 1)
+
+
+def sentences(
+    ids: Callable[[int, int], Tensor], tokenizer: Tokenizer, n: int, batch_size: int | None, first: int
+) -> list[str]:
+    """The sentences first..n-1, whose words are ids(start, stop), (B, L), of as many at once as is said.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+    if n < 0:
+        raise UserError(f"the number of samples must not be negative, found {n}")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"the batch size must be at least 1, found {batch_size}")
+
+    def make(start: int, stop: int) -> list[str]:
+        return [tokenizer.decode(row) for row in ids(start, stop).tolist()]
+
+    return in_batches(n, batch_size or AT_ONCE, make, first)

@@ -19,12 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from text_diffusion.autoregressive import AT_ONCE, WordTransformer, drawn_word
+from text_diffusion.autoregressive import AT_ONCE, WordTransformer, drawn_word, sentences
 from text_diffusion.config import ModelConfig
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.losses import Noise
-from text_diffusion.memory import in_batches
 from text_diffusion.randomness import Stream, draw, uniform
 
 if TYPE_CHECKING:
@@ -144,18 +143,13 @@ class Masked:
         """
         if settings:
             raise UserError(f"{', '.join(settings)}: settings of Gaussian diffusion, and this model uncovers words")
-        if n < 0:
-            raise UserError(f"the number of samples must not be negative, found {n}")
         if steps < 1:
             raise UserError(f"STEPS must be at least 1, found {steps}")
-        if batch_size is not None and batch_size < 1:
-            raise UserError(f"the batch size must be at least 1, found {batch_size}")
 
-        def make(start: int, stop: int) -> list[str]:
-            condition = None if given is None else given.of(start, stop)
-            return [self.tokenizer.decode(row) for row in self._ids(steps, seed, start, stop, condition).tolist()]
+        def ids(start: int, stop: int) -> Tensor:
+            return self._ids(steps, seed, start, stop, None if given is None else given.of(start, stop))
 
-        return in_batches(n, batch_size or AT_ONCE, make, first)
+        return sentences(ids, self.tokenizer, n, batch_size, first)
 
     def _ids(self, steps: int, seed: int, start: int, stop: int, condition: Tensor | None = None) -> Tensor:
         """The words of sentences start..stop-1, (B, L)."""

@@ -151,20 +151,7 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
     there = resumable_steps(folder)
     ranks.on_first(lambda: check_own_settings(folder))
     opt = ranks.on_first(lambda: find_checkpoint(folder))
-    saved: dict[str, Any] = {}
-    if opt is not None:
-        for group in opt["settings"].values():
-            saved |= group
-        older: dict[str, Any] = {
-            "condition": "none",
-            "drop_condition": 0.1,
-            "source_len": 0,
-        }  # they have no such settings
-        saved = older | saved
-        check_same_run(given, saved, folder)
-        named, kept = given.get("tokenizer", saved["tokenizer"]), opt["tokenizer"]
-        ranks.on_first(lambda: corpora.check_same_tokenizer(named, kept, saved["tokenizer"]))
-    saved.pop("checkpoint_path", None)
+    saved = _saved(opt, given, folder, ranks)
     model_config = settings.build(ModelConfig, saved, given)
     check_foreign(model_config.objective, given)
     diffusion_config = settings.build(DiffusionConfig, OBJECTIVES[model_config.objective].process, saved, given)
@@ -175,15 +162,7 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
     device = pick_device(config.device, config.gpu, ranks)
     config = replace(config, precision=pick_precision(config.precision, device))
 
-    if data_config.source_len and model_config.condition != "source":
-        raise UserError("--source_len is about sources, so it expects --condition source, found another")
-    corpus = ranks.together(lambda: corpora.load(data_config, folder, model_config.condition))
-    ranks.agree("training text", {f"the lines of {corpus.source.name}": corpus.fingerprint})
-    if opt is not None and opt["fingerprint"] != corpus.fingerprint:
-        raise UserError(
-            f"{corpus.source}: expected the text that the run in {folder} was started with, found another; "
-            "give --checkpoint_path another folder to start a new run"
-        )
+    corpus = _corpus(data_config, model_config.condition, opt, folder, ranks)
     new_file = None
     if opt is None:
         text, new_file = ranks.on_first(lambda: _tokenizer_json(data_config, corpus))
@@ -236,6 +215,36 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
             run.lock.release()
         raise
     return run, state
+
+
+def _saved(opt: dict[str, Any] | None, given: dict[str, Any], folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """The settings of the run that goes on, none of which is contradicted; none of a new one."""
+    if opt is None:
+        return {}
+    saved: dict[str, Any] = {"condition": "none", "drop_condition": 0.1, "source_len": 0}  # what older runs do not say
+    for group in opt["settings"].values():
+        saved |= group
+    check_same_run(given, saved, folder)
+    named: str = given.get("tokenizer", saved["tokenizer"])
+    ranks.on_first(lambda: corpora.check_same_tokenizer(named, opt["tokenizer"], saved["tokenizer"]))
+    saved.pop("checkpoint_path", None)
+    return saved
+
+
+def _corpus(
+    data_config: DataConfig, condition: str, opt: dict[str, Any] | None, folder: Path, ranks: Ranks
+) -> corpora.Corpus:
+    """The text, the same on all ranks and, of a run that goes on, the same as before."""
+    if data_config.source_len and condition != "source":
+        raise UserError("--source_len is about sources, so it expects --condition source, found another")
+    corpus = ranks.together(lambda: corpora.load(data_config, folder, condition))
+    ranks.agree("training text", {f"the lines of {corpus.source.name}": corpus.fingerprint})
+    if opt is not None and opt["fingerprint"] != corpus.fingerprint:
+        raise UserError(
+            f"{corpus.source}: expected the text that the run in {folder} was started with, found another; "
+            "give --checkpoint_path another folder to start a new run"
+        )
+    return corpus
 
 
 def check_unchanged(folder: Path, there: list[int], lock: FolderLock) -> None:
