@@ -164,13 +164,12 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
 
     corpus = _corpus(data_config, model_config.condition, opt, folder, ranks)
     new_file = None
+    text = opt["tokenizer"] if opt else ""  # a run keeps its tokenizer, whatever has become of the file
     if opt is None:
         text, new_file = ranks.on_first(lambda: _tokenizer_json(data_config, corpus))
-    else:  # a run keeps its tokenizer, whatever has become of the file
-        text = opt["tokenizer"]
     tokenizer = Tokenizer.from_json(text)
     data_config, train_ids, held_out = encode(data_config, corpus, tokenizer)
-    conditions, held_out_conditions = None, None
+    conditions = held_out_conditions = None
     if corpus.condition != "none":
         data_config, conditions, held_out_conditions = encode_given(data_config, corpus, tokenizer)
     check_extra(config.track)
@@ -182,6 +181,7 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
         check_unchanged(folder, there, lock)
         return lock
 
+    betas = named_betas(diffusion_config.noise_schedule, diffusion_config.diffusion_steps)
     run = Run(
         folder=folder,
         model_config=model_config,
@@ -189,9 +189,7 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
         data_config=data_config,
         config=config,
         device=device,
-        diffusion=GaussianDiffusion(
-            named_betas(diffusion_config.noise_schedule, diffusion_config.diffusion_steps), device
-        ),
+        diffusion=GaussianDiffusion(betas, device),
         tokenizer=tokenizer,
         batches=Batches(
             train_ids.to(device), config.batch_size, config.seed, None if conditions is None else conditions.to(device)
