@@ -237,3 +237,10 @@ def test_shares_of_nothing_and_of_all_have_an_interval() -> None:
     assert share(flags)(np.arange(30), rng).low == pytest.approx(0.886, abs=1e-3)
     assert share(flags)(np.arange(30, 60), rng).high == pytest.approx(0.114, abs=1e-3)
     assert share(flags)(np.arange(60), rng).value == 0.5
+
+
+def test_wilson_reaches_the_share() -> None:
+    """Whatever is rounded: a perfect text is no worse than a perfect one, nor an empty share above none."""
+    for n in range(1, 3000):
+        assert metrics.wilson(n, n)[1] == 1.0
+        assert metrics.wilson(0, n)[0] == 0.0

@@ -60,7 +60,7 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     """95 % interval of a share, sensible also for 0 and for n hits (Wilson 1927)."""
     p, z = hits / n, Z95**2 / n
     centre, half = (p + z / 2) / (1 + z), math.sqrt(p * (1 - p) * z + z**2 / 4) / (1 + z)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return (centre - half if hits else 0.0), (centre + half if hits < n else 1.0)  # exactly, not but for rounding
 
 
 # Lines
