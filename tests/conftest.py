@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from micro import Micro, train_micro
-from toy import LINES, train_flags, write_text
+from toy import COPIED, LINES, Trained, train_flags, write_text
 
 from text_diffusion import files, train
 from text_diffusion.control import train_classifier
@@ -55,8 +57,36 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a complete run: 6 steps, a checkpoint each 3. Only to be looked at: `copied` is for changing it."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
-    assert train.main(train_flags(corpus, folder, steps=6, save_interval=3, log_interval=2, eval_interval=3)) == 0
+    assert train.main(train_flags(corpus, folder, **COPIED)) == 0
     return folder
+
+
+@pytest.fixture
+def weights(writer: Path, tmp_path: Path) -> Path:
+    """A weights file alone in a folder."""
+    path = tmp_path / "ckpt" / writer.name
+    path.parent.mkdir()
+    shutil.copyfile(writer, path)
+    return path
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the complete run of 6 steps, at tmp_path / "run"."""
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def go(corpus: Path, tmp_path: Path) -> Trained:
+    """Train on the toy corpus into a folder below tmp_path, and return that folder."""
+
+    def go(name: str = "run", status: int = 0, **options: Any) -> Path:
+        folder = tmp_path / name
+        assert train.main(train_flags(corpus, folder, **options)) == status
+        return folder
+
+    return go
 
 
 @pytest.fixture(scope="session")

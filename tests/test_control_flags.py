@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_flags import Case, bad_values, observe_sampling
+from test_flag_values import bad_values
+from test_flags import Case, observe_sampling
 from toy import files, flags, one_sentence, same, write_text
 
 from text_diffusion import sample

@@ -1,65 +1,43 @@
-"""Sampling from the command line: the file, what is said where, and the sentences in the making."""
+"""Sampling: the file, its steps, and mistakes found before the work."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import pty
 import re
-import shutil
 import signal
-import struct
 import subprocess
 import sys
-import termios
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from toy import SRC, contents, files, flags, no_file_above, one_sentence, start, train_flags, write_text
+from toy import (
+    SRC,
+    contents,
+    files,
+    flags,
+    lines_of,
+    no_file_above,
+    one_sentence,
+    train_flags,
+    write_samples,
+    write_text,
+)
 
 import text_diffusion
-from text_diffusion import __main__ as entry
 from text_diffusion import sample, train
 from text_diffusion.config import SampleConfig
 from text_diffusion.generation import TextDiffusion, load_diffusion
 from text_diffusion.tokenizer import Tokenizer
 
-STAGE = re.compile(r"t +(\d+)  ?(.*)")
-
-
-@pytest.fixture
-def weights(writer: Path, tmp_path: Path) -> Path:
-    """A weights file alone in a folder."""
-    path = tmp_path / "ckpt" / writer.name
-    path.parent.mkdir()
-    shutil.copyfile(writer, path)
-    return path
-
-
-def run(capsys: pytest.CaptureFixture[str], weights: Path, **options: Any) -> tuple[Path, str, str]:
-    """The file that was written, and what was said on standard output and standard error."""
-    assert sample.main(flags(model_name_or_path=weights, **options)) == 0
-    out, err = capsys.readouterr()
-    last = out.splitlines()[-1]
-    assert last.startswith("written the decoded output to ")
-    return Path(last.removeprefix("written the decoded output to ")), out, err
-
-
-def lines_of(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8")
-    assert text.endswith("\n")
-    return text.split("\n")[:-1]
-
-
 # The file
 
 
 def test_file(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, out, _ = run(capsys, weights, num_samples=4, steps=5, seed=3)
+    path, out, _ = write_samples(capsys, weights, num_samples=4, steps=5, seed=3)
     assert path == weights.parent / "ema_0.9_000200.samples_4.steps-5.clamp-no_clamp.seed-3.txt"
     assert set(files(weights.parent)) == {weights.name, path.name}
     sentences = lines_of(path)
@@ -68,20 +46,20 @@ def test_file(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_defaults(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, out, _ = run(capsys, weights)
+    path, out, _ = write_samples(capsys, weights)
     assert path.name == "ema_0.9_000200.samples_10.steps-20.clamp-no_clamp.seed-10708.txt"
     assert lines_of(path) == text_diffusion.load(str(weights)).sample() == out.splitlines()[:-1]
 
 
 def test_only_the_first_sentences_are_printed(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, out, _ = run(capsys, weights, num_samples=13)
+    path, out, _ = write_samples(capsys, weights, num_samples=13)
     sentences = lines_of(path)
     assert len(sentences) == 13
     assert out.splitlines()[:-1] == [*sentences[:10], "... and 3 more"]
 
 
 def test_sentences_are_clean(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sentences = lines_of(run(capsys, weights, num_samples=40)[0])
+    sentences = lines_of(write_samples(capsys, weights, num_samples=40)[0])
     assert len(set(sentences)) > 10
     words = {word for sentence in sentences for word in re.findall(r"\w+|[^\w\s]", sentence)}
     assert words <= {"The", ".", "is", "red", "blue", "old", "new", "raw", "apple", "fig", "pear", "egg"} | {
@@ -91,8 +69,8 @@ def test_sentences_are_clean(weights: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_jsonl(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plain, plain_out, _ = run(capsys, weights, num_samples=12, seed=4)
-    path, out, _ = run(capsys, weights, num_samples=12, seed=4, format="jsonl")
+    plain, plain_out, _ = write_samples(capsys, weights, num_samples=12, seed=4)
+    path, out, _ = write_samples(capsys, weights, num_samples=12, seed=4, format="jsonl")
     assert path == plain.with_suffix(".jsonl")
     settings = {"seed": 4, "steps": 20, "sequence_len": None, "sampler": "dpm-solver++", "spacing": "auto", "eta": None}
     settings |= {"churn": None, "top_p": None, "clamp": False, "clamp_start": None, "halt": None}
@@ -109,13 +87,13 @@ def test_letters_of_any_script(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert train.main(train_flags(corpus, folder, steps=60, lr=0.02, warmup_steps=0)) == 0
     capsys.readouterr()
     for form in ("txt", "jsonl"):
-        path, out, _ = run(capsys, folder / "ema_0.9_000060.pt", format=form, num_samples=2)
+        path, out, _ = write_samples(capsys, folder / "ema_0.9_000060.pt", format=form, num_samples=2)
         assert lines_of(path)[0].count("日本語 naïve 😀") == 1
         assert out.splitlines()[0] == "日本語 naïve 😀"
 
 
 def test_folder_is_made(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, _, _ = run(capsys, weights, out_dir=tmp_path / "a" / "b", num_samples=2)
+    path, _, _ = write_samples(capsys, weights, out_dir=tmp_path / "a" / "b", num_samples=2)
     assert path.parent == tmp_path / "a" / "b"
     assert path.is_file()
     assert set(files(weights.parent)) == {weights.name}
@@ -126,26 +104,26 @@ def test_paths_are_relative_to_the_working_directory(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     relative = weights.relative_to(tmp_path)
-    path, _, _ = run(capsys, relative, num_samples=2)
+    path, _, _ = write_samples(capsys, relative, num_samples=2)
     assert (tmp_path / path).parent == weights.parent
-    path, _, _ = run(capsys, relative, num_samples=2, out_dir="out")
+    path, _, _ = write_samples(capsys, relative, num_samples=2, out_dir="out")
     assert (tmp_path / "out" / path.name).is_file()
 
 
 def test_other_content_is_never_overwritten(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Settings that are not in the name: the same again is the same file, others get numbers."""
-    first, _, err = run(capsys, weights, num_samples=20)
+    first, _, err = write_samples(capsys, weights, num_samples=20)
     assert "is there already" not in err
     kept = {first: first.read_bytes()}
     for number, top_p in enumerate((0.3, 0.6), 2):
-        path, out, err = run(capsys, weights, num_samples=20, top_p=top_p)
+        path, out, err = write_samples(capsys, weights, num_samples=20, top_p=top_p)
         assert path.name == first.name.replace(".txt", f".{number}.txt")
         assert f"{first.name} is there already" in err
         assert out.splitlines()[-1] == f"written the decoded output to {path}"
         kept[path] = path.read_bytes()
     assert len(set(kept.values())) == 3
     for top_p, expected in zip((0, 0.3, 0.6), kept, strict=True):
-        again, _, _ = run(capsys, weights, num_samples=20, top_p=top_p)
+        again, _, _ = write_samples(capsys, weights, num_samples=20, top_p=top_p)
         assert again == expected
     assert {path: path.read_bytes() for path in kept} == kept
     assert len(files(weights.parent)) == 4
@@ -162,9 +140,9 @@ def test_number_goes_before_the_ending(tmp_path: Path) -> None:
 
 
 def test_sentences_do_not_depend_on_how_many(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    many = lines_of(run(capsys, weights, num_samples=40, batch_size=7)[0])
-    assert lines_of(run(capsys, weights, num_samples=5)[0]) == many[:5]
-    assert lines_of(run(capsys, weights, num_samples=40, batch_size=40)[0]) == many
+    many = lines_of(write_samples(capsys, weights, num_samples=40, batch_size=7)[0])
+    assert lines_of(write_samples(capsys, weights, num_samples=5)[0]) == many[:5]
+    assert lines_of(write_samples(capsys, weights, num_samples=40, batch_size=40)[0]) == many
     assert len(many) == 40
 
 
@@ -184,12 +162,12 @@ def test_sentences_do_not_depend_on_how_many(weights: Path, capsys: pytest.Captu
 def test_command_and_library_agree(
     options: dict[str, Any], arguments: dict[str, Any], weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, _, _ = run(capsys, weights, num_samples=12, **options)
+    path, _, _ = write_samples(capsys, weights, num_samples=12, **options)
     assert lines_of(path) == text_diffusion.load(str(weights)).sample(12, **arguments)
 
 
 def test_raw_weights_write_too(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, _, _ = run(capsys, trained / "model000006.pt", out_dir=tmp_path)
+    path, _, _ = write_samples(capsys, trained / "model000006.pt", out_dir=tmp_path)
     assert path.name.startswith("model000006.samples_10.")
 
 
@@ -200,7 +178,7 @@ def test_steps_reach_from_one_to_all(weights: Path, capsys: pytest.CaptureFixtur
     """T is 20."""
     results = set()
     for steps in (1, 2, 19, 20):
-        path, _, _ = run(capsys, weights, steps=steps, num_samples=20)
+        path, _, _ = write_samples(capsys, weights, steps=steps, num_samples=20)
         assert f".steps-{steps}." in path.name
         results.add(path.read_bytes())
     assert len(results) == 4
@@ -219,7 +197,7 @@ def test_default_steps_are_at_most_those_of_training(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train.main(train_flags(corpus, tmp_path, steps=1, diffusion_steps=7)) == 0
-    path, _, _ = run(capsys, tmp_path / "model000001.pt")
+    path, _, _ = write_samples(capsys, tmp_path / "model000001.pt")
     assert ".steps-7." in path.name
     assert sample.main(flags(model_name_or_path=tmp_path / "model000001.pt", steps=20)) == 1
 
@@ -321,194 +299,6 @@ def test_ctrl_c_while_the_libraries_are_loaded(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60) == ("", "interrupted\n")
     assert process.returncode == 130
-
-
-# Sentences in the making
-
-
-def stages(err: str) -> dict[int, list[str]]:
-    """The sentences shown for each t."""
-    found: dict[int, list[str]] = {}
-    for line in err.splitlines():
-        match = STAGE.fullmatch(line)
-        if match:
-            found.setdefault(int(match[1]), []).append(match[2])
-    return found
-
-
-def test_stages_without_a_terminal(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Noise first, at most nine stages, and at last what is written, all on standard error, without control codes."""
-    path, out, err = run(capsys, weights, steps=20, show=3)
-    shown = stages(err)
-    assert list(shown) == sorted(shown, reverse=True)
-    assert (max(shown), min(shown)) == (19, 0)
-    assert 5 <= len(shown) <= 9
-    assert all(len(sentences) == 3 for sentences in shown.values())
-    assert shown[0] == lines_of(path)[:3]
-    assert shown[19] != shown[0]
-    assert "\x1b" not in err + out
-    assert not stages(out)
-
-
-@pytest.mark.parametrize(("show", "num_samples", "batch_size", "count"), [(0, 5, 0, 0), (9, 5, 0, 5), (4, 5, 2, 2)])
-def test_how_many_are_shown(
-    show: int, num_samples: int, batch_size: int, count: int, weights: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Of the first batch, no more than there are."""
-    _, _, err = run(capsys, weights, show=show, num_samples=num_samples, batch_size=batch_size)
-    shown = stages(err)
-    assert all(len(sentences) == count for sentences in shown.values())
-    assert bool(shown) == bool(count)
-    if not count:
-        assert err == ""
-
-
-@pytest.mark.parametrize("steps", [1, 2, 7, 8, 9, 15, 16, 17, 20])
-def test_any_number_of_steps_is_shown(steps: int, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, _, err = run(capsys, weights, steps=steps, show=1, num_samples=1)
-    shown = stages(err)
-    assert min(steps, 8) <= len(shown) <= 9
-    assert list(shown.values())[-1] == lines_of(path)
-
-
-def on_a_terminal(columns: int, *command: str) -> tuple[int, str, str]:
-    """Exit status, standard output and what a terminal of so many columns on standard error was sent."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    process = start(*command, stdout=subprocess.PIPE, stderr=theirs)
-    os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            piece = os.read(ours, 65536)
-        except OSError:  # how Linux says that the other end is closed
-            break
-        if not piece:
-            break
-        shown += piece
-    os.close(ours)
-    out, _ = process.communicate(timeout=60)
-    return process.returncode, out, shown.decode()
-
-
-def screen(text: str) -> list[str]:
-    """What stands on a terminal after the text: carriage return, newline, cursor up and clear line are understood."""
-    lines, row, column = [""], 0, 0
-    for code in re.findall(r"\x1b\[\d*[A-Z]|\r|\n|[^\x1b\r\n]+", text):
-        if code == "\r":
-            column = 0
-        elif code == "\n":
-            row += 1
-            lines += [""] * (row + 1 - len(lines))
-        elif code.endswith("A") and code.startswith("\x1b"):
-            row -= int(code[2:-1] or 1)
-            assert row >= 0, "the cursor left the top of the screen"
-        elif code == "\x1b[2K":
-            lines[row] = ""
-        elif code == "\x1b[K":
-            lines[row] = lines[row][:column]
-        else:
-            assert not code.startswith("\x1b"), f"what is {code!r}?"
-            lines[row] = lines[row][:column].ljust(column) + code + lines[row][column + len(code) :]
-            column += len(code)
-    return lines
-
-
-@pytest.mark.parametrize("columns", [80, 30])
-def test_stages_on_a_terminal(columns: int, weights: Path) -> None:
-    """Each step in place of the one before, cut to the width, with a bar below that is gone in the end."""
-    command = flags(model_name_or_path=weights, num_samples=6, show=3, batch_size=4, steps=20)
-    status, out, shown = on_a_terminal(columns, "sample", *command)
-    assert status == 0, shown
-    path = Path(out.splitlines()[-1].removeprefix("written the decoded output to "))
-    assert out.splitlines()[:-1] == lines_of(path)
-    assert "\x1b" not in out
-    assert shown.count("t    13") == 3, "every step is shown"
-    assert "call" in shown, "there was a bar"
-    final = [line.rstrip() for line in screen(shown)]
-    assert not any(final[3:])
-    for line, sentence in zip(final[:3], lines_of(path)[:3], strict=True):
-        whole = f"t     0  {sentence}"
-        assert whole.startswith(line)
-        assert len(line) <= columns
-        assert line == whole or len(line) > columns - 8
-
-
-# Processes
-
-
-def test_module_and_entry_point(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`python -m text_diffusion sample`, from another folder, is the same command."""
-    path, _, err = run(capsys, weights, num_samples=6, seed=2)
-    expected = path.read_bytes()
-    path.unlink()
-    command = flags(model_name_or_path=weights, num_samples=6, seed=2)
-    process = start("sample", *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/")
-    out, its_err = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert path.read_bytes() == expected
-    assert out.splitlines()[-1] == f"written the decoded output to {path}"
-    assert its_err == err
-    assert entry.main(["sample", *command]) == 0
-    assert capsys.readouterr().out == out
-
-
-def test_reader_that_has_gone(weights: Path) -> None:
-    """`... | head -1`: no traceback, nothing said, the file is there."""
-    read, write = os.pipe()
-    os.close(read)
-    command = flags(model_name_or_path=weights, num_samples=5, show=0)
-    process = start("sample", *command, stdout=write, stderr=subprocess.PIPE)
-    os.close(write)
-    _, err = process.communicate(timeout=60)
-    assert err == ""
-    assert process.returncode not in (0, 1)
-    assert len(files(weights.parent)) == 2
-
-
-def test_reader_of_the_usage_that_has_gone() -> None:
-    read, write = os.pipe()
-    os.close(read)
-    process = start("--help", stdout=write, stderr=subprocess.PIPE)
-    os.close(write)
-    assert process.communicate(timeout=60)[1] == ""
-    assert process.returncode == 141
-
-
-def test_terminal_that_cannot_show_a_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shown in some other way; the file has it."""
-    corpus, folder = write_text(tmp_path / "my.txt", ["naïve"] * 3), tmp_path / "run"
-    assert train.main(train_flags(corpus, folder, steps=60, lr=0.02, warmup_steps=0)) == 0
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    command = flags(model_name_or_path=folder / "model000060.pt", num_samples=2)
-    process = start("sample", *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    path = Path(out.splitlines()[-1].removeprefix("written the decoded output to "))
-    assert "naïve" in lines_of(path)
-
-
-def test_entry_point(capsys: pytest.CaptureFixture[str]) -> None:
-    assert entry.main([]) == 0
-    usage = capsys.readouterr().out
-    for name in ("train", "sample", "train-word-level", "train-byte-level"):
-        assert f"\n  {name} " in usage
-        with pytest.raises(SystemExit) as end:
-            entry.main([name, "--help"])
-        assert end.value.code == 0
-        capsys.readouterr()
-    assert entry.main(["tain"]) == 1
-    assert one_sentence(capsys.readouterr().err).endswith("found 'tain'")
-
-
-def test_importing_does_nothing() -> None:
-    """The package alone does not wait for torch."""
-    code = "import sys, text_diffusion; print('torch' in sys.modules, text_diffusion.__version__)"
-    command = ["-c", code]
-    process = subprocess.run(
-        [shutil.which("python3") or "python3", *command], env={"PYTHONPATH": str(SRC)}, capture_output=True, check=True
-    )
-    assert process.stdout.decode().split() == ["False", text_diffusion.__version__]
 
 
 # The library

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from typing import Any
 import pytest
 import torch
 
+from text_diffusion import sample, train
 from text_diffusion import step as step_module
-from text_diffusion import train
+from text_diffusion.config import DataConfig, DiffusionConfig, ModelConfig, Options, TrainConfig
 from text_diffusion.run import Run
 from text_diffusion.state import TrainState
 
@@ -41,12 +43,21 @@ SIZES: dict[str, Any] = {
     "ema_rate": 0.9,
     "eval_interval": 0,
 }
+TRAIN_GROUPS: tuple[type[Options], ...] = (ModelConfig, DiffusionConfig, DataConfig, TrainConfig)
 TIMINGS = ("seconds", "sentences_per_s")  # what differs between two equal runs
+Trained = Callable[..., Path]  # the fixture `go`: trains on the toy corpus, returns the folder
+COPIED = {"steps": 6, "save_interval": 3, "log_interval": 2, "eval_interval": 3}  # how `trained` and `copied` were made
+RAW, EMA, OPT = "model000006.pt", "ema_0.9_000006.pt", "opt000006.pt"  # what those wrote last
 
 
 def flags(**options: Any) -> list[str]:
     """--name value for each option."""
     return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
+
+def names(*groups: type[Options]) -> list[str]:
+    """The flags of the groups."""
+    return [f.name for group in groups for f in fields(group)]  # type: ignore[arg-type]
 
 
 def train_flags(corpus: Path, folder: Path, **options: Any) -> list[str]:
@@ -166,3 +177,29 @@ def no_file_above(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def write_samples(capsys: pytest.CaptureFixture[str], weights: Path, **options: Any) -> tuple[Path, str, str]:
+    """The file that was written, and what was said on standard output and standard error."""
+    assert sample.main(flags(model_name_or_path=weights, **options)) == 0
+    out, err = capsys.readouterr()
+    last = out.splitlines()[-1]
+    assert last.startswith("written the decoded output to ")
+    return Path(last.removeprefix("written the decoded output to ")), out, err
+
+
+def lines_of(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8")
+    assert text.endswith("\n")
+    return text.split("\n")[:-1]
+
+
+def sampled(capsys: pytest.CaptureFixture[str], path: Path, **options: Any) -> list[str]:
+    """The sentences that the command writes to the file that it names."""
+    return lines_of(write_samples(capsys, path, show=0, **options)[0])
+
+
+def refused(capsys: pytest.CaptureFixture[str], path: Path, **options: Any) -> str:
+    """The sentence with which the command refuses a file."""
+    assert sample.main(flags(model_name_or_path=path, show=0, **options)) == 1
+    return one_sentence(capsys.readouterr().err)
