@@ -108,6 +108,11 @@ def commit() -> str:
 
 def record(name: str, figures: dict[str, Any]) -> None:
     """Keep the figures of a part under its name, with the machine they were measured on."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    results[name] = {"machine": machine(), **figures}
-    RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(results() | {name: {"machine": machine(), **figures}}, indent=1, ensure_ascii=False)
+    RESULTS.write_text(text + "\n")
+
+
+def results() -> dict[str, Any]:
+    """All figures that are kept, by part."""
+    kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    return kept

@@ -1,12 +1,12 @@
 """How many bits do the models need for held-out lines of a language whose true bits are known?
 
-python benchmarks/likelihood.py simple --weights CKPT [--teacher CKPT]   the bound; and -log2 P of a teacher, exactly
-python benchmarks/likelihood.py animals --weights CKPT [--teacher CKPT]  likewise
-python benchmarks/likelihood.py calibration --weights CKPT               of `simple`: is it as sure as it is right?
-python benchmarks/likelihood.py micro                                    do the probabilities of all sentences sum to 1?
-python benchmarks/likelihood.py table                                    only write the tables again
+python benchmarks/likelihood.py simple CKPT ...      the bound of each model, exact of one that writes left to right
+python benchmarks/likelihood.py animals CKPT ...     likewise
+python benchmarks/likelihood.py calibration CKPT     of `simple`: is it as sure as it is right?
+python benchmarks/likelihood.py micro                do the probabilities of all sentences sum to 1?
+python benchmarks/likelihood.py table                only write the tables again
 
-The tables go to docs/evaluation.md.
+The tables go to docs/evaluation.md. Models are added to those that are there, one of an objective.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import numpy as np
 import table
 import torch
-from common import ROOT, record
+from common import ROOT, machine, record, results
 from micro import Micro, train_micro
 from torch import Tensor
 
@@ -33,9 +34,13 @@ from text_diffusion.calibration import QUARTERS, calibrate
 from text_diffusion.config import LikelihoodConfig
 from text_diffusion.files import read_lines
 from text_diffusion.flow import Predict, exact_trace, ode_log_weight, predict_twice
-from text_diffusion.generation import load, load_diffusion
+from text_diffusion.generation import Writer, load, load_diffusion
 from text_diffusion.grammar import Grammar
-from text_diffusion.likelihood import measure, measure_exactly, read_text, standard_error, true_bits
+from text_diffusion.likelihood import BIT, Text, measure, measure_exactly, read_text, standard_error, true_bits
+from text_diffusion.masked import Masked, mean_bound
+from text_diffusion.objectives import OBJECTIVES
+
+MASKED_PATHS = 64  # a path is one call of a masked model, and T of them of a diffusion model
 
 
 def counted_bits(grammar: Grammar, train: Sequence[str], lines: Sequence[str]) -> Tensor:
@@ -56,35 +61,49 @@ def counted_bits(grammar: Grammar, train: Sequence[str], lines: Sequence[str]) -
     return torch.from_numpy(bits)
 
 
-def corpus(name: str, weights: str, teacher: str | None, count: int, paths: int) -> None:
+def objective_of(model: Writer) -> str:
+    """The name of what it was trained for."""
+    network = type(model.model)
+    return next(name for name, objective in OBJECTIVES.items() if objective.network is network)
+
+
+def bits_of(model: Writer, text: Text, paths: int) -> dict[str, Tensor]:
+    """Bits of each line, by name."""
+    if isinstance(model, Autoregressive):
+        return measure_exactly(model, text, LikelihoodConfig()).lines
+    if isinstance(model, Masked):
+        return {"bound": mean_bound(model.model, text.ids, MASKED_PATHS, LikelihoodConfig().seed).cpu() / BIT}
+    return measure(model, text, LikelihoodConfig(paths=paths)).lines
+
+
+def corpus(name: str, weights: Sequence[str], count: int, paths: int) -> None:
     """Bits of the first `count` held-out lines by each model, beside the truth."""
     grammar_file, test = ROOT / f"data/{name}/grammar.json", ROOT / f"data/{name}-test.txt"
-    grammar = Grammar.load(grammar_file)
-    model = load_diffusion(weights, device="cpu")
-    text = read_text(test, model.tokenizer, model.sequence_len, count)
-    true = true_bits(grammar_file, text.lines)
-    train = read_lines(ROOT / f"data/{name}-train.txt")
-    bits = {"true": true, "counted": counted_bits(grammar, train, text.lines)}
-    if teacher is not None:
-        judge = load(teacher, device="cpu")
-        assert isinstance(judge, Autoregressive), f"{teacher} must write left to right"
-        read = read_text(test, judge.tokenizer, judge.sequence_len, count)
-        bits["autoregressive"] = measure_exactly(judge, read, LikelihoodConfig()).lines["exact"]
-    figures = measure(model, text, LikelihoodConfig(paths=paths))
-    bits |= figures.lines
-    rows = {
-        key: {
+    grammar, lines = Grammar.load(grammar_file), read_lines(test)[:count]
+    true = true_bits(grammar_file, lines)
+    counted = counted_bits(grammar, read_lines(ROOT / f"data/{name}-train.txt"), lines)
+
+    def row(values: Tensor) -> dict[str, float]:
+        return {
             "bits": float(values.mean()),
             "error": standard_error(values),
-            "per_token": float(values.sum()) / text.tokens,
             "above": float((values - true).mean()),
             "above_error": standard_error(values - true),
         }
-        for key, values in bits.items()
-    }
-    about = {"lines": len(text.lines), "paths": paths, "entropy": grammar.entropy_bits(), "rows": rows}
-    record(f"likelihood-{name}", about)
-    print(rows)
+
+    language = {"true": row(true), "counted": row(counted)}
+    before = results().get(f"likelihood-{name}", {})
+    models: dict[str, Any] = before["models"] if before.get("lines") == count else {}
+    for file in weights:
+        model = load(file, device="cpu")
+        text = read_text(test, model.tokenizer, model.sequence_len, count)
+        assert text.lines == lines, f"{file}: some of the lines are too long for it"
+        rows = {key: row(values) for key, values in bits_of(model, text, paths).items()}
+        models[objective_of(model)] = {"weights": Path(file).name, "paths": paths, "machine": machine(), "rows": rows}
+        print(file, rows, flush=True)
+        tokens = text.tokens / count
+        about = {"lines": count, "tokens": tokens, "entropy": grammar.entropy_bits(), "language": language}
+        record(f"likelihood-{name}", about | {"models": models})
 
 
 def calibration(name: str, weights: str) -> None:
@@ -146,18 +165,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one part and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("simple", "animals", "calibration", "micro", "table"))
-    parser.add_argument("--weights", help="of a diffusion model")
-    parser.add_argument("--teacher", help="of a model that writes left to right")
+    parser.add_argument("weights", metavar="CKPT", nargs="*", help="weights files")
     parser.add_argument("--lines", type=int, default=500)
     parser.add_argument("--paths", type=int, default=2, help="paths for each line")
     parser.add_argument("--draws", type=int, default=24, help="of the micro-language")
     args = parser.parse_args(argv)
     if args.part in ("simple", "animals", "calibration") and not args.weights:
-        parser.error(f"{args.part} needs --weights")
+        parser.error(f"{args.part} needs CKPT")
     if args.part in ("simple", "animals"):
-        corpus(args.part, args.weights, args.teacher, args.lines, args.paths)
+        corpus(args.part, args.weights, args.lines, args.paths)
     elif args.part == "calibration":
-        calibration("simple", args.weights)
+        calibration("simple", *args.weights)
     elif args.part == "micro":
         micro(args.draws)
     table.write()

@@ -4,36 +4,51 @@ from __future__ import annotations
 
 from typing import Any
 
+TITLES = {
+    "exact": "{objective}, exact",
+    "bound": "{objective}, bound",
+    "importance_sampled": "{objective}, {paths} paths together",
+}
+
 
 def render(results: dict[str, Any]) -> str:
     """Bits of each model, corpus by corpus."""
-    titles = {
-        "true": "the language itself",
-        "counted": "slots counted in the training text",
-        "autoregressive": "autoregressive, exact",
-        "bound": "diffusion, bound of the walk",
-        "importance_sampled": "diffusion, {paths} paths together",
-    }
-    lines = []
-    for name in ("simple", "animals"):
-        part = results.get(f"likelihood-{name}")
-        if not part:
-            continue
-        lines.append(f"| `{name}`, {part['lines']} held-out lines | bits a line | a token | above the truth |")
-        lines.append("|---" * 4 + "|")
-        truth = part["rows"]["true"]["bits"]
-        for key, title in titles.items():
-            if key not in part["rows"]:
-                continue
-            row = part["rows"][key]
-            above = f"{row['above']:+.3f} ± {row['above_error']:.3f} ({row['above'] / truth:+.1%})"
-            bits = f"{row['bits']:.3f} ± {row['error']:.3f}"
-            cells = (title.format(paths=part["paths"]), bits, f"{row['per_token']:.4f}")
-            lines.append(f"| {' | '.join(cells)} | {'-' if key == 'true' else above} |")
-        terms = ", ".join(f"{key} {part['rows'][key]['bits']:.3f}" for key in ("reconstruction", "kl", "prior"))
-        lines += ["", f"Terms of the bound, bits a line: {terms}. Entropy of the language: {part['entropy']:.2f} bits."]
-        lines += [f"Measured on {part['machine']}.", ""]
-    return "\n".join(lines).rstrip() or "Not measured yet."
+    parts = [
+        corpus(name, results[f"likelihood-{name}"]) for name in ("simple", "animals") if f"likelihood-{name}" in results
+    ]
+    return "\n\n".join(parts) or "Not measured yet."
+
+
+def corpus(name: str, part: dict[str, Any]) -> str:
+    """The table of one corpus."""
+    language, models = part["language"], part["models"]
+    rows = [("the language itself", language["true"]), ("slots counted in the training text", language["counted"])]
+    terms = []
+    for objective, model in models.items():
+        found = model["rows"]
+        rows += [
+            (title.format(objective=f"`{objective}`", paths=model["paths"]), found[key])
+            for key, title in TITLES.items()
+            if key in found
+        ]
+        if "kl" in found:
+            names = ("reconstruction", "kl", "prior")
+            terms.append(f"`{objective}` " + ", ".join(f"{key} {found[key]['bits']:.3f}" for key in names))
+    lines = [
+        f"| `{name}`, {part['lines']} held-out lines | bits a line | a token | above the truth |",
+        "|---" * 4 + "|",
+    ]
+    for title, row in rows:
+        bits, above = f"{row['bits']:.3f} ± {row['error']:.3f}", "-"
+        if row is not language["true"]:
+            share = row["above"] / language["true"]["bits"]
+            above = f"{row['above']:+.3f} ± {row['above_error']:.3f} ({share:+.1%})"
+        lines.append(f"| {title} | {bits} | {row['bits'] / part['tokens']:.4f} | {above} |")
+    machines = sorted({model["machine"] for model in models.values()})
+    below = (
+        f"Terms of the bounds, bits a line: {'; '.join(terms)}. Entropy of the language: {part['entropy']:.2f} bits."
+    )
+    return "\n".join([*lines, "", f"{below} Measured on {'; '.join(machines)}."])
 
 
 def render_micro(results: dict[str, Any]) -> str:

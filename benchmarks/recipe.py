@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import numpy as np
 import table
 import torch
-from common import RESULTS, ROOT, machine, record, train
+from common import ROOT, machine, record, results, train
 from quality import simple_figures
 
 from text_diffusion.config import LikelihoodConfig
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 row |= linearity(model, trained.weights, args.dataset)
                 row |= bits(model, args.dataset, args.lines) | {"samplings": judged(model, args.dataset, args.samples)}
             print(json.dumps(row), flush=True)
-            part = json.loads(RESULTS.read_text()).get("recipe", {"rows": [], "ideal": {}})
+            part = results().get("recipe", {"rows": [], "ideal": {}})
             same = ("way", "dataset", "seed")
             rows = [old for old in part["rows"] if any(old[name] != row[name] for name in same)]
             part["ideal"][args.dataset] = ideal(args.dataset, args.samples)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +12,7 @@ import evaluation_table
 import likelihood_table
 import projection
 import recipe_table
-from common import RESULTS, ROOT
+from common import ROOT, results
 
 
 def percent(value: float) -> str:
@@ -261,11 +260,11 @@ PLACES: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
 
 def write() -> None:
     """Put every table into its place."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    kept = results()
     for file, name, renderer in PLACES:
         path = ROOT / file
         begin, end = f"<!-- {name}: written by benchmarks -->", f"<!-- /{name} -->"
         before, found, rest = path.read_text(encoding="utf-8").partition(begin)
         if not found:
             raise SystemExit(f"{file}: expected the mark {begin}, found none")
-        path.write_text(f"{before}{begin}\n{renderer(results)}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+        path.write_text(f"{before}{begin}\n{renderer(kept)}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
