@@ -45,6 +45,17 @@ def test_loss_that_is_not_finite(go: Trained, copied: Path, capsys: pytest.Captu
     assert all(math.isfinite(row["loss"]) for row in metrics(copied))
 
 
+def test_ruined_weights_are_no_checkpoint(go: Trained, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Step 7 ruins them and its own loss does not show it: they are neither saved nor in the place of good ones."""
+    before = {name: content for name, content in files(copied).items() if name.startswith("opt")}
+    options = {"steps": 20, "lr": 1e30, "log_interval": 50, "save_interval": 1, "keep_last": 1, "eval_interval": 0}
+    go(status=1, **COPIED | options)
+    assert "found one that is not at step 8; checkpoints before it are whole" in one_sentence(capsys.readouterr().err)
+    assert {name: content for name, content in files(copied).items() if name.startswith("opt")} == before
+    go(**COPIED | options | {"lr": 1e-3, "save_interval": 3})
+    assert "going on from step 6" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_unwritable_folder_is_found_before_the_work(
     name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -45,6 +45,10 @@ class Meter:
         now = time.perf_counter()
         self.seconds, self.clock = self.seconds + now - self.clock, now
 
+    def spoil(self) -> None:
+        """The loss of the step to come is not finite: these weights are no checkpoint."""
+        self.first_bad = torch.where(self.first_bad < 0, self.steps, self.first_bad)
+
     def check(self, state: TrainState) -> None:
         """Look whether all was finite; waits for the device, so it is done before rows and checkpoints only.
 

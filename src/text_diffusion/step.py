@@ -34,15 +34,7 @@ def train_step(run: Run, state: TrainState, loss: nn.Module) -> tuple[dict[str, 
         group["lr"] = learning_rate(config, step)
 
     mine = ranks.share(B)
-    input_ids = run.batches.batch(step, mine)  # (b, L)
-    u = draw(uniform, (seed, Stream.TRAIN, step, 1), mine.start, mine.stop, (), run.device)
-    if run.diffusion_config.stratified:  # sentence i from part i: sentences come in random order
-        u = (torch.arange(mine.start, mine.stop, device=run.device) + u) / B
-    t, weights = state.timestep_sampler.sample(u)
-    condition = run.batches.condition(step, mine)
-    if condition is not None:
-        u = draw(uniform, (seed, Stream.TRAIN, step, 2), mine.start, mine.stop, (), run.device)
-        condition = dropped(condition, u < run.model_config.drop_condition)
+    input_ids, t, weights, condition = examples(run, state, mine)
     parts: list[dict[str, Tensor]] = []
     micro = config.microbatch or B
     for start in range(mine.start, mine.stop, micro):
@@ -68,6 +60,33 @@ def train_step(run: Run, state: TrainState, loss: nn.Module) -> tuple[dict[str, 
         state.timestep_sampler.update(values["t"], values[run.objective.by_t])
         state.loss_by_timestep.update(values["t"], values[run.objective.by_t])
     return values, grad_norm
+
+
+def examples(run: Run, state: TrainState, mine: slice) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Those of the batch of step `state.step` that are this rank's: w (b, L), t and its weights (b,), the condition."""
+    B, seed, step = run.config.batch_size, run.config.seed, state.step
+    u = draw(uniform, (seed, Stream.TRAIN, step, 1), mine.start, mine.stop, (), run.device)
+    if run.diffusion_config.stratified:  # sentence i from part i: sentences come in random order
+        u = (torch.arange(mine.start, mine.stop, device=run.device) + u) / B
+    t, weights = state.timestep_sampler.sample(u)
+    condition = run.batches.condition(step, mine)
+    if condition is not None:
+        u = draw(uniform, (seed, Stream.TRAIN, step, 2), mine.start, mine.stop, (), run.device)
+        condition = dropped(condition, u < run.model_config.drop_condition)
+    return run.batches.batch(step, mine), t, weights, condition
+
+
+@torch.no_grad()
+def goes_on(run: Run, state: TrainState, loss: nn.Module) -> bool:
+    """Whether the weights will do for another step: whether the loss of its first micro-batch here is finite."""
+    config, mine = run.config, run.ranks.share(run.config.batch_size)
+    first = slice(mine.start, min(mine.start + (config.microbatch or config.batch_size), mine.stop))
+    shape = (run.data_config.sequence_len, run.model_config.in_channel)
+    input_ids, t, weights, condition = examples(run, state, first)
+    noise = Noise.draw((config.seed, Stream.TRAIN, state.step, 0), first.start, first.stop, shape, run.device)
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        terms = loss(input_ids, t, noise, condition)
+    return bool(terms.total(weights).isfinite().all())
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

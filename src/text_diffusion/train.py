@@ -33,7 +33,7 @@ from text_diffusion.parallel import parallelised, whole_copy
 from text_diffusion.run import GROUPS, Run, prepare
 from text_diffusion.saver import Saver
 from text_diffusion.state import TrainState
-from text_diffusion.step import train_step
+from text_diffusion.step import goes_on, train_step
 from text_diffusion.tracking import Tracker, clock
 from text_diffusion.validation import validate
 from text_diffusion.visible import visible
@@ -66,6 +66,8 @@ def train(run: Run, state: TrainState) -> None:
                 validating = config.eval_interval and (ending or state.step % config.eval_interval == 0)
                 stopping = ranks.any(bool(received)) and not ending
                 saving = ending or stopping or state.step % config.save_interval == 0
+                if saving and ranks.any(not goes_on(run, state, loss)):
+                    meter.spoil()
                 if logging or validating or saving:
                     ranks.together(partial(meter.check, state))
                 if tracker:
