@@ -175,6 +175,7 @@ def _what_is_there(path: Path) -> str:
     beside = sorted(p.name for p in folder.glob("*.pt") if not p.name.startswith("opt"))
     if beside:
         return f"only these in {folder}: {', '.join(beside)}"
-    root = project_root()
-    others = sorted(str(p.relative_to(root)) for p in root.glob("ckpts/*/*.pt") if not p.name.startswith("opt"))
+    root, here = project_root(), Path.cwd()
+    found = sorted(p for p in root.glob("ckpts/*/*.pt") if not p.name.startswith("opt"))
+    others = [str(p.relative_to(here) if p.is_relative_to(here) else p) for p in found]
     return f"none there; there are {', '.join(others)}" if others else "none; `bash scripts/run_train.sh` makes some"

@@ -306,5 +306,5 @@ def _shown(value: Any) -> str:
 
 def _range(low: float, high: float) -> str:
     if high == math.inf:
-        return f"at least {low:g}"
-    return f"between {low:g} and {high:g}"
+        return f"at least {low:.10g}"
+    return f"between {low:.10g} and {high:.10g}"
