@@ -1,8 +1,9 @@
 """What steering does to `simple`: do sentences obey, do they stay sentences, what is the rest of them like.
 
-python benchmarks/control.py labels|words|infilling|composed|group|table [--samples N] [--steps S]
+python benchmarks/control.py labels|words|infilling|composed|group|learned|table [--samples N] [--steps S]
 
-All by the shipped weights; the classifiers are trained here, by the command of docs/control.md.
+All by the shipped weights; the classifiers, and the model of `learned`, are trained here, by the commands of
+docs/control.md.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import table
 import torch
 from common import ROOT, environment, record
 
-from text_diffusion.control import Avoid, Control, InnerSteps, Label, Length, Template, Want
+from text_diffusion.control import Avoid, Control, InnerSteps, Label, Labelled, Length, Template, Want
 from text_diffusion.control import classifier as classifiers
 from text_diffusion.control.classifier import Classifier
 from text_diffusion.generation import TextDiffusion, load_diffusion
@@ -190,7 +192,27 @@ def group(model: TextDiffusion, folder: Path, samples: int, steps: int) -> dict[
     return {"rows": rows, "ideal_kl": ideal_kl(("food", "state"), count)}
 
 
-PARTS = {"labels": labels, "words": words, "infilling": infilling, "composed": composed, "group": group}
+def learned(model: TextDiffusion, folder: Path, samples: int, steps: int) -> dict[str, Any]:
+    """Each colour, by a model that was trained with labels; a scale above 1 is classifier-free guidance."""
+    weights = folder / "learned" / "ema_0.9999_004000.pt"
+    if not weights.is_file():
+        weights = common.train(folder / "learned", "simple", 4000, ["--condition", "labels"]).weights
+    model, others = load_diffusion(weights), ("food", "state")
+    rows = []
+    for scale in (1.0, 1.5, 2.0):
+        cases: list[Any] = [([Labelled(colour, scale)], is_word("color", colour)) for colour in COLOURS]
+        rows.append(measure(model, f"--guidance_scale {scale:g}", cases, others, samples, steps))
+    return {"rows": rows, "ideal_kl": ideal_kl(others, samples * len(COLOURS))}
+
+
+PARTS = {
+    "labels": labels,
+    "words": words,
+    "infilling": infilling,
+    "composed": composed,
+    "group": group,
+    "learned": learned,
+}
 
 
 def main() -> None:

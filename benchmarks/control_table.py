@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-PARTS = ("labels", "words", "infilling", "composed", "group")
+PARTS = ("labels", "words", "infilling", "composed", "group", "learned")
 TITLES = {
     "labels": "Each of the 10 colours, by a classifier",
     "words": "Each of the 10 colours, by words",
     "infilling": "Infilling",
     "composed": "Colour, state and length at once, 10 pairs drawn at random",
     "group": "{red, blue, green, white} as one label",
+    "learned": "Each of the 10 colours, by a model that learned them (classifier-free guidance above scale 1)",
 }
 
 

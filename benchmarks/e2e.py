@@ -29,11 +29,17 @@ def e2e_lines(folder: Path) -> list[str]:
 
 def split(folder: Path, test_lines: int = 2000) -> tuple[list[str], list[str]]:
     """Training lines and about `test_lines` held-out ones; a meaning representation is on one side only."""
-    groups: dict[str, list[str]] = {}
+    train, test = split_rows(folder, test_lines)
+    return [line for _, line in train], [line for _, line in test]
+
+
+def split_rows(folder: Path, test_lines: int = 2000) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The same with the meaning representation before each line."""
+    groups: dict[str, list[tuple[str, str]]] = {}
     for meaning, line in read(folder):
-        groups.setdefault(meaning, []).append(line)
-    train: list[str] = []
-    test: list[str] = []
+        groups.setdefault(meaning, []).append((meaning, line))
+    train: list[tuple[str, str]] = []
+    test: list[tuple[str, str]] = []
     for meaning in random.Random(0).sample(sorted(groups), len(groups)):
         (test if len(test) < test_lines else train).extend(groups[meaning])
     return train, test

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import control_e2e_table
 import control_table
 import evaluation_table
 import likelihood_table
@@ -248,6 +249,7 @@ PLACES: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("docs/distributed.md", "parallel", render_parallel),
     ("docs/distributed.md", "projected", projection.render),
     ("docs/control.md", "control", control_table.render),
+    ("docs/control.md", "control-e2e", control_e2e_table.render),
     ("docs/evaluation.md", "animals", partial(evaluation_table.render, "animals")),
     ("docs/recipe.md", "recipe", recipe_table.render),
     ("docs/recipe.md", "vocabulary", recipe_table.render_vocabulary),
