@@ -90,7 +90,7 @@ def measure(task: Task, args: argparse.Namespace) -> dict[str, Any]:
     """Both models, each way plain and by minimum Bayes risk."""
     groups = grouped(task.test)
     texts = tuple(groups)
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, weights, steps, flags in (
         ("diffusion", args.weights, args.steps, ()),
         ("left to right", args.left_to_right, args.left_to_right_steps, ("--objective", "autoregressive")),
@@ -103,8 +103,8 @@ def measure(task: Task, args: argparse.Namespace) -> dict[str, Any]:
     rows = [people(task, groups)]
     for name, about in found.items():
         model = load(about["weights"])
-        size = sum(parameter.numel() for parameter in model.model.parameters())
-        found[name] = {"name": Path(about["weights"]).name, "seconds": about["seconds"], "parameters": size}
+        about["parameters"] = sum(parameter.numel() for parameter in model.model.parameters())
+        about["weights"] = Path(about["weights"]).name  # where it lies is nobody's business
         for way, write in writers(model, texts, args).items():
             for candidates in (1, args.candidates) if way != "most probable words" else (1,):
                 started = time.perf_counter()
