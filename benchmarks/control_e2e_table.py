@@ -21,7 +21,7 @@ def render(results: dict[str, Any]) -> str:
     }
     blocks = [renderer(part) for part, renderer in parts.values()]
     machines = [f"Measured on {part['machine']}: {name}." for name, (part, _) in parts.items()]
-    return "\n\n".join([*blocks, *machines])
+    return "\n\n".join([*blocks, *machines]) or "Not measured yet."
 
 
 def of_training(about: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ def slot_error_rate(task: Task, pairs: Sequence[tuple[str, Row]]) -> float:
 
 
 def bleu(lines: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Of the corpus, cased, by sacrebleu's defaults; a reference that is there twice changes nothing, so that few can be many."""
+    """Of the corpus, cased, by sacrebleu's defaults; a reference that is there twice changes nothing."""
     most = max(map(len, references))
     streams = [[own[i % len(own)] for own in references] for i in range(most)]
     return float(BLEU().corpus_score(list(lines), streams).score)
