@@ -43,6 +43,7 @@ setup(
     extras_require={
         "eval": ["sacrebleu>=2.4", "wordllama>=0.4"],
         "fsdp": ["safetensors>=0.4"],
+        "pretrained": ["safetensors>=0.4", "huggingface_hub>=0.26"],
         "mpi": ["mpich>=4.2", "mpi4py>=4.0"],
         "remote": ["blobfile>=3.0"],
         "viz": ["matplotlib>=3.9", "pillow>=10.1", "rich>=13.7"],

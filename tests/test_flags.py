@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from berts import save_bert
 from toy import (
     HAS_BF16,
     LINES,
@@ -48,12 +49,18 @@ class Case:
 # What a training run is seen by
 
 
+@pytest.fixture(scope="module")
+def berts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("berts")
+    return {name: save_bert(folder / name, seed=seed) for seed, name in enumerate(("BERT", "OTHER_BERT"))}
+
+
 @pytest.fixture
-def texts(tmp_path: Path) -> dict[str, Path]:
+def texts(tmp_path: Path, berts: dict[str, Path]) -> dict[str, Path]:
     """Files that flags may name, for the values in capitals below."""
     vocab = tmp_path / "vocab.json"
     tokenizers.save(train_word_level([*LINES, "more words"]), vocab)
-    return {
+    return berts | {
         "OTHER": write_text(tmp_path / "other.txt", LINES[:40]),
         "PAIRS": write_text(tmp_path / "pairs.tsv", [f"{line.split()[1]}\t{line}" for line in LINES]),
         "HELD_OUT": write_text(tmp_path / "held-out.txt", LINES[:6]),
@@ -63,6 +70,8 @@ def texts(tmp_path: Path) -> dict[str, Path]:
 
 
 WORDS = {"objective": "cross_entropy", "diffusion_steps": None}  # None: left out
+PRETRAINED = {"init_pretrained": True, "pretrained_embeddings": True, "in_channel": 16, "num_layers": 2}
+NO_EMBEDDINGS = {"pretrained_embeddings": False}
 TRAIN_CASES = {
     "objective": Case("autoregressive", "error"),  # of the others set here; what it does is in test_autoregressive
     "in_channel": Case(4, "weights"),
@@ -78,6 +87,12 @@ TRAIN_CASES = {
     "known_words": Case(False, "weights", WORDS),
     "condition": Case("source", "weights", {"train_txt_path": "PAIRS"}),
     "drop_condition": Case(0.5, "weights", {"train_txt_path": "PAIRS", "condition": "source"}),
+    "pretrained_model": Case("OTHER_BERT", "weights", {"pretrained_model": "BERT", **PRETRAINED}),
+    "init_pretrained": Case(True, "weights", {"pretrained_model": "BERT", **PRETRAINED, "init_pretrained": False}),
+    "pretrained_embeddings": Case(
+        True, "weights", {"pretrained_model": "BERT", **PRETRAINED, "pretrained_embeddings": False}
+    ),
+    "freeze_embeddings": Case(True, "weights", {"pretrained_model": "BERT", **PRETRAINED}),
     "diffusion_steps": Case(10, "weights"),
     "noise_schedule": Case("cosine", "weights"),
     # what is known of each t decides only once each was met ten times

@@ -26,7 +26,7 @@ from toy import (
 
 import text_diffusion
 from text_diffusion import config as settings
-from text_diffusion import train
+from text_diffusion import pretrained, train
 from text_diffusion.config import ModelConfig, TrainConfig
 from text_diffusion.tracking import clock
 
@@ -79,8 +79,8 @@ def test_unwritable_folder_is_found_before_the_work(
         ({"tokenizer": "none.json"}, "none.json: expected a tokenizer's JSON file"),
         ({"train_txt_path": "none.txt"}, "none.txt: expected a text file"),
         ({"val_txt_path": "none.txt"}, "none.txt: expected a text file"),
-        ({"init_pretrained": True}, "--init_pretrained expects False"),
-        ({"freeze_embeddings": "x"}, "--freeze_embeddings expects False"),
+        ({"init_pretrained": True}, "--init_pretrained expects --pretrained_model FOLDER"),
+        ({"freeze_embeddings": True}, "it expects --pretrained_embeddings True"),
         ({"size": "huge"}, "argument --size: invalid choice: 'huge'"),
     ],
     ids=str,
@@ -222,4 +222,4 @@ def test_named_size_contradicts_another(go: Trained, copied: Path, capsys: pytes
 
 def test_original_s_positions_pass_through() -> None:
     positions = flags(init_pretrained=False, pretrained_embeddings="false", freeze_embeddings="False")
-    assert train.parse(positions) == {}
+    assert train.parse(positions) == dict.fromkeys(pretrained.FLAGS[1:], False)

@@ -25,8 +25,8 @@ is); ``objectives``, ``masked`` and ``autoregressive`` (what else may be learned
 ``calibration`` (sure and right?); ``report`` and ``visual`` (pages about runs); ``launcher``, ``distributed``,
 ``parallel`` and ``route`` (many ranks, one run); ``snapshot``, ``saver``, ``lock``, ``remote``, ``mirror`` and
 ``uploads`` (its files); ``condition``, ``encoding`` and ``pairs`` (labels and sources); ``chunked`` (large
-vocabularies); ``deterministic``; ``device``; ``original`` (weights of other programs), ``files``, ``visible``,
-``memory`` and ``errors``.
+vocabularies); ``deterministic``; ``device``; ``original`` and ``pretrained`` (weights of other
+programs), ``files``, ``visible``, ``memory`` and ``errors``.
 
 >>> import text_diffusion
 >>> sentences = text_diffusion.load("ckpts/simple/ema_0.9999_025000.pt").sample(4, steps=20)

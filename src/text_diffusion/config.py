@@ -66,11 +66,22 @@ class ModelConfig(Options):
     drop_condition: float = option(
         0.1, "share of training sentences that are given nothing, for classifier-free guidance", low=0.0, high=0.9
     )
+    pretrained_model: str = option("", "BERT-shaped model to start from: a folder, or a name on the Hugging Face hub")
+    init_pretrained: bool = option(False, "start from its layers and positions (--lr is then 1e-4 if not given)")
+    pretrained_embeddings: bool = option(False, "start from its word embeddings, and take its tokenizer")
+    freeze_embeddings: bool = option(False, "leave the pretrained word embeddings as they are")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.condition == "none" and self.drop_condition != 0.1:
             raise UserError("--drop_condition is about what sentences are given, so it expects --condition, found none")
+        for name in ("init_pretrained", "pretrained_embeddings"):
+            if getattr(self, name) and not self.pretrained_model:
+                raise UserError(f"--{name} expects --pretrained_model FOLDER, or a name on the hub, found none")
+        if self.pretrained_model and not (self.init_pretrained or self.pretrained_embeddings):
+            raise UserError("--pretrained_model expects --init_pretrained or --pretrained_embeddings, found neither")
+        if self.freeze_embeddings and not self.pretrained_embeddings:
+            raise UserError("--freeze_embeddings is about pretrained ones: it expects --pretrained_embeddings True")
         if self.hidden_size % self.num_heads:
             raise UserError(
                 f"--hidden_size must be a multiple of --num_heads ({self.num_heads}), found {self.hidden_size}"
@@ -96,7 +107,10 @@ class DataConfig(Options):
     dataset: str = option("simple", "a name under data/, or the path of a text file, one sentence a line")
     train_txt_path: str = option("", "training text, instead of the dataset's")
     val_txt_path: str = option("", "held-out text, instead of the dataset's")
-    tokenizer: str = option("word-level", "word-level, byte-level, or the path of a tokenizer's JSON file")
+    tokenizer: str = option(
+        "word-level",
+        "word-level, byte-level, pretrained (--pretrained_model's), or the path of a tokenizer's JSON",
+    )
     sequence_len: int = option(0, "L, tokens in a sentence; 0: what 99.9 % of them fit in, at most 128", low=0)
     source_len: int = option(0, "with --condition source: tokens in a source; 0: the longest's, at most 128", low=0)
     long_lines: str = option(
@@ -306,5 +320,5 @@ def _shown(value: Any) -> str:
 
 def _range(low: float, high: float) -> str:
     if high == math.inf:
-        return f"at least {low:.10g}"
-    return f"between {low:.10g} and {high:.10g}"
+        return f"at least {low:g}"
+    return f"between {low:g} and {high:g}"

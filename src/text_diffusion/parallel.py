@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from text_diffusion.distributed import Ranks
+from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.losses import Noise
 from text_diffusion.objectives import Objective, Terms
@@ -40,6 +41,22 @@ class BatchLoss(nn.Module):
     def forward(self, input_ids: Tensor, t: Tensor, noise: Noise, condition: Tensor | None = None) -> Terms:
         """Each term (b,)."""
         return self.loss(self.network, self.diffusion, input_ids, t, noise, condition)
+
+
+def check_shares(batch_size: int, ranks: Ranks) -> None:
+    """Refuse a batch that the ranks cannot share equally in pairs (self-conditioning takes every second sentence).
+
+    Raises:
+        UserError: naming the nearest batch sizes that they can.
+    """
+    unit = 2 * ranks.size
+    if ranks.size > 1 and batch_size % unit:
+        below = batch_size // unit * unit
+        nearest = f"{below} or {below + unit}" if below else f"{unit}"
+        raise UserError(
+            f"--batch_size must be a multiple of {unit} for {ranks.size} processes to share it, found {batch_size}; "
+            f"the nearest: {nearest} (a run keeps its batch size: for one that is under way change the processes)"
+        )
 
 
 def parallelised(loss: BatchLoss, parallel: str, ranks: Ranks) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from text_diffusion import checkpoint
+from text_diffusion import checkpoint, pretrained
 from text_diffusion import config as settings
 from text_diffusion import corpus as corpora
 from text_diffusion import tokenizer as tokenizers
@@ -29,7 +29,7 @@ from text_diffusion.lock import FolderLock
 from text_diffusion.mirror import Mirror
 from text_diffusion.objectives import OBJECTIVES, Network, Objective, check_foreign
 from text_diffusion.original import check_own_settings
-from text_diffusion.parallel import BatchLoss, shard, synchronise
+from text_diffusion.parallel import BatchLoss, check_shares, shard, synchronise
 from text_diffusion.randomness import Stream, mix
 from text_diffusion.remote import cache_of, is_remote
 from text_diffusion.schedules import named_betas
@@ -70,6 +70,7 @@ class Run:
     mirror: Mirror | None = None  # of a folder in an object store; on rank 0
     held_out_given: Tensor | None = None  # what the held-out sentences are given, with --condition
     labels: tuple[str, ...] = ()  # with --condition labels
+    start: pretrained.Start | None = None  # of a new run that starts from pretrained weights
 
     @property
     def objective(self) -> Objective:
@@ -106,6 +107,7 @@ class Run:
             self.data_config.sequence_len,
             len(self.labels) or self.data_config.source_len,
         )
+        network.word_embedding.weight.requires_grad_(not self.model_config.freeze_embeddings)
         return network.to(self.device)
 
     def snapshot(self, state: TrainState, meter: dict[str, Any]) -> Snapshot:
@@ -151,7 +153,8 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
     there = resumable_steps(folder)
     ranks.on_first(lambda: check_own_settings(folder))
     opt = ranks.on_first(lambda: find_checkpoint(folder))
-    saved = _saved(opt, given, folder, ranks)
+    start = ranks.on_first(lambda: pretrained.find(given)) if opt is None else None
+    saved = start.settings if start else _saved(opt, given, folder, ranks)
     model_config = settings.build(ModelConfig, saved, given)
     check_foreign(model_config.objective, given)
     diffusion_config = settings.build(DiffusionConfig, OBJECTIVES[model_config.objective].process, saved, given)
@@ -166,9 +169,11 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
     new_file = None
     text = opt["tokenizer"] if opt else ""  # a run keeps its tokenizer, whatever has become of the file
     if opt is None:
-        text, new_file = ranks.on_first(lambda: _tokenizer_json(data_config, corpus))
+        text, new_file = ranks.on_first(lambda: pretrained.tokenizer_of(data_config, corpus, start))
     tokenizer = Tokenizer.from_json(text)
     data_config, train_ids, held_out = encode(data_config, corpus, tokenizer)
+    if start:
+        start.check_length(data_config.sequence_len)
     conditions = held_out_conditions = None
     if corpus.condition != "none":
         data_config, conditions, held_out_conditions = encode_given(data_config, corpus, tokenizer)
@@ -203,6 +208,7 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
         resumed_meter=opt["meter"] if opt else None,
         ranks=ranks,
         mirror=mirror,
+        start=start,
     )
     try:
         state = new_state(run, opt)
@@ -220,6 +226,7 @@ def _saved(opt: dict[str, Any] | None, given: dict[str, Any], folder: Path, rank
     if opt is None:
         return {}
     saved: dict[str, Any] = {"condition": "none", "drop_condition": 0.1, "source_len": 0}  # what older runs do not say
+    saved |= {"pretrained_model": "", **dict.fromkeys(pretrained.FLAGS[1:], False)}
     for group in opt["settings"].values():
         saved |= group
     check_same_run(given, saved, folder)
@@ -284,16 +291,13 @@ def occupy(
     return lock
 
 
-def _tokenizer_json(config: DataConfig, corpus: corpora.Corpus) -> tuple[str, Path | None]:
-    tokenizer, new_file = corpora.find_tokenizer(config, corpus)
-    return tokenizer.to_json(), new_file
-
-
 def new_state(run: Run, opt: dict[str, Any] | None = None) -> TrainState:
     """Weights, freshly initialised or a checkpoint's, averages and optimizer, the same on all ranks."""
     torch.manual_seed(mix(run.config.seed, Stream.INIT))
     model = run.network().train()
     model.gradient_checkpointing = run.config.gradient_checkpointing
+    if (start := run.start) is not None:  # rank 0's weights go to the others below
+        run.ranks.on_first(lambda: start.load_into(model))
     emas = [EMA(model, rate) for rate in run.config.ema_rate]
     if opt is not None:
         source = run.folder / opt["weights"]
@@ -308,8 +312,9 @@ def new_state(run: Run, opt: dict[str, Any] | None = None) -> TrainState:
         for ema in emas:
             shard(ema.model, run.device, run.ranks)
             ema.follow(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=run.config.lr, weight_decay=run.config.weight_decay, fused=run.device.type != "mps"
+        trained, lr=run.config.lr, weight_decay=run.config.weight_decay, fused=run.device.type != "mps"
     )
     sampler = TIMESTEP_SAMPLERS[run.diffusion_config.schedule_sampler](run.diffusion.num_timesteps, run.device)
     by_t = LossByTimestep(run.diffusion.num_timesteps, run.device)
@@ -365,22 +370,6 @@ def check_sharding(config: TrainConfig, ranks: Ranks) -> None:
         raise UserError(
             "--parallel fsdp writes from every rank and expects --checkpoint_path to be a folder that all hosts share, "
             f"found {config.checkpoint_path}; take such a folder, or --parallel ddp"
-        )
-
-
-def check_shares(batch_size: int, ranks: Ranks) -> None:
-    """Refuse a batch that the ranks cannot share equally in pairs (self-conditioning takes every second sentence).
-
-    Raises:
-        UserError: naming the nearest batch sizes that they can.
-    """
-    unit = 2 * ranks.size
-    if ranks.size > 1 and batch_size % unit:
-        below = batch_size // unit * unit
-        nearest = f"{below} or {below + unit}" if below else f"{unit}"
-        raise UserError(
-            f"--batch_size must be a multiple of {unit} for {ranks.size} processes to share it, found {batch_size}; "
-            f"the nearest: {nearest} (a run keeps its batch size: for one that is under way change the processes)"
         )
 
 

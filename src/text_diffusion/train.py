@@ -38,8 +38,6 @@ from text_diffusion.tracking import Tracker, clock
 from text_diffusion.validation import validate
 from text_diffusion.visible import visible
 
-COMING = ("init_pretrained", "pretrained_embeddings", "freeze_embeddings")  # the script's arguments pass through
-
 
 def train(run: Run, state: TrainState) -> None:
     """Train from `state.step` to `run.config.steps`, logging, validating and saving on the way.
@@ -168,14 +166,8 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
     """The flags that were given, by name, those that --size stands for included."""
     parser = settings.Parser(prog="text-diffusion train", description="Train a diffusion model on a text.")
     parser.add_argument("--size", choices=tuple(settings.SIZES), help="a named set of sizes; single flags beat it")
-    for name in COMING:
-        parser.add_argument(f"--{name}", default="False", metavar="False", help="not supported yet")
     settings.add_options(parser, *GROUPS)
     given = vars(parser.parse_args(argv))
-    for name in COMING:
-        value = given.pop(name)
-        if value.lower() != "false":
-            raise UserError(f"--{name} expects False (pretrained weights are not supported yet), found {value}")
     size = given.pop("size")
     return (settings.SIZES[size] if size else {}) | given
 
