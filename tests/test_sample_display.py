@@ -172,6 +172,18 @@ def test_reader_that_has_gone(weights: Path) -> None:
     assert len(files(weights.parent)) == 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_output_that_takes_no_more(weights: Path) -> None:
+    """As a full disk behind `> file`."""
+    with open("/dev/full", "w") as full:
+        process = start(
+            "sample", *flags(model_name_or_path=weights, num_samples=2, show=0), stdout=full, stderr=subprocess.PIPE
+        )
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert one_sentence(err) == "error: expected room for what is printed, found the disk full"
+
+
 def test_reader_of_the_usage_that_has_gone() -> None:
     read, write = os.pipe()
     os.close(read)

@@ -11,7 +11,9 @@ import pytest
 from toy import (
     OPT,
     RAW,
+    SIZES,
     files,
+    flags,
     no_file_above,
     one_sentence,
     same,
@@ -90,7 +92,7 @@ def test_write_is_on_disk_before_it_is_named(tmp_path: Path, monkeypatch: pytest
 def test_unwritable_places(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match=f"{folder}: expected a folder to write to, found: "):
+        with pytest.raises(UserError, match=f"{folder}: expected a folder to write to, found "):
             check_writable(folder)
         with pytest.raises(UserError, match="cannot be written"):
             write_atomically(folder / "x", lambda file: file.write(b"x"))
@@ -142,3 +144,19 @@ def test_full_disk_under_the_metrics(corpus: Path, tmp_path: Path, capsys: pytes
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     assert train.main(train_flags(corpus, tmp_path, steps=2, log_interval=1)) == 1
     assert "No space left on device" in one_sentence(capsys.readouterr().err)
+
+
+def test_disk_that_is_full_at_the_start(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with no_file_above(0):
+        assert train.main(train_flags(corpus, tmp_path / "run")) == 1
+    assert f"{tmp_path / 'run'}/.lock: cannot be written: File too large" in one_sentence(capsys.readouterr().err)
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("flag", ["dataset", "checkpoint_path"])
+def test_name_that_is_too_long(flag: str, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = "x" * 300
+    given = {"dataset": corpus, "checkpoint_path": "/tmp/never"} | {flag: f"/tmp/{long}"}
+    assert train.main(flags(**SIZES, **given, steps=1)) == 1
+    assert f"/tmp/{long}" in (said := one_sentence(capsys.readouterr().err))
+    assert said.endswith("File name too long")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -42,6 +43,15 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         return 141
     except (UserError, Interrupted, KeyboardInterrupt) as error:
         return say(error)
+    except OSError as error:
+        if error.filename is not None:
+            return _end(
+                f"error: {error.filename}: expected a path that can be read or written, found: {error.strerror}", 1
+            )
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _end("error: expected room for what is printed, found the disk full", 1)
     return 0
 
 

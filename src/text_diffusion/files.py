@@ -128,4 +128,5 @@ def check_writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"{folder}: expected a folder to write to, found: {error.strerror}") from None
+        found = "a file" if folder.exists() and not folder.is_dir() else f"none: {error.strerror}"
+        raise UserError(f"{folder}: expected a folder to write to, found {found}") from None

@@ -46,12 +46,20 @@ class FolderLock:
             except OSError as error:  # a file system without locks
                 print(f"warning: {self.path.parent} cannot be locked ({error.strerror})", file=sys.stderr)
                 return file
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file), self.path.stat()):
-                    os.ftruncate(file, 0)
-                    os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+                    self._sign(file)
                     return file
             os.close(file)  # its holder removed it between our opening and locking it
+
+    def _sign(self, file: int) -> None:
+        try:
+            os.ftruncate(file, 0)
+            os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        except OSError as error:
+            self.path.unlink(missing_ok=True)
+            os.close(file)
+            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
 
     def release(self) -> None:
         """Let others in."""
