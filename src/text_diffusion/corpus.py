@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -108,9 +108,9 @@ def load(config: DataConfig, run_folder: Path, condition: str = "none") -> Corpu
     was_split = not config.val_txt_path and (own_file or not test_path.is_file())
     vocab_folder = run_folder if own_file else data / name
     source = train_path if was_split else test_path
+    corpus = Corpus(name, [], [], train_path, source, vocab_folder, was_split, own_file)
     if condition == "source" or (condition == "labels" and own_file):
-        train, held_out = _pairs(train_path, None if was_split else test_path, condition)
-        return _paired(train, held_out, (name, train_path, source, vocab_folder, was_split, own_file), condition)
+        return _of_pairs(corpus, *_pairs(train_path, None if was_split else test_path, condition), condition)
     lines = read_lines(train_path)
     if was_split:
         lines, held_out_lines = split(lines)
@@ -119,7 +119,7 @@ def load(config: DataConfig, run_folder: Path, condition: str = "none") -> Corpu
     else:
         held_out_lines = read_lines(test_path)
         _warn_of_leakage(lines, held_out_lines)
-    return Corpus(name, lines, held_out_lines, train_path, source, vocab_folder, was_split, own_file)
+    return replace(corpus, train=lines, held_out=held_out_lines)
 
 
 def _labeled_dataset(config: DataConfig, name: str, data: Path) -> Corpus:
@@ -138,8 +138,8 @@ def _labeled_dataset(config: DataConfig, name: str, data: Path) -> Corpus:
     known = {_same(sentence) for sentence, _ in train + held_out}
     more = [(line, "") for line in read_lines(rest) if _same(line) not in known] if rest.is_file() else []
     print(f"{rest}: {len(more)} more lines to train on, which have no label", file=sys.stderr)
-    about = (name, path, held_out_path or path, data / name, held_out_path is None, False)
-    return _paired(train + more, held_out, about, "labels")
+    corpus = Corpus(name, [], [], path, held_out_path or path, data / name, held_out_path is None, own_file=False)
+    return _of_pairs(corpus, train + more, held_out, "labels")
 
 
 def _pairs(path: Path, held_out_path: Path | None, condition: str) -> tuple[list[Pair], list[Pair]]:
@@ -162,24 +162,16 @@ def _pairs(path: Path, held_out_path: Path | None, condition: str) -> tuple[list
     return train, held_out
 
 
-def _paired(
-    train: list[Pair], held_out: list[Pair], about: tuple[str, Path, Path, Path, bool, bool], condition: str
-) -> Corpus:
-    """The corpus of two columns, each its own list; `about` is what stands between them and the condition."""
+def _of_pairs(corpus: Corpus, train: list[Pair], held_out: list[Pair], condition: str) -> Corpus:
+    """The corpus with sentences from rows of two columns, and what they are given from the other column."""
     given, said = (0, 1) if condition == "source" else (1, 0)
-    name, source, held_out_source, vocab_folder, was_split, own_file = about
-    return Corpus(
-        name,
-        [row[said] for row in train],
-        [row[said] for row in held_out],
-        source,
-        held_out_source,
-        vocab_folder,
-        was_split,
-        own_file,
-        condition,
-        [row[given] for row in train],
-        [row[given] for row in held_out],
+    return replace(
+        corpus,
+        train=[row[said] for row in train],
+        held_out=[row[said] for row in held_out],
+        condition=condition,
+        train_given=[row[given] for row in train],
+        held_out_given=[row[given] for row in held_out],
     )
 
 

@@ -29,6 +29,7 @@ from text_diffusion.files import write_atomically
 from text_diffusion.generation import TextDiffusion, writer_of
 from text_diffusion.memory import is_out_of_memory, keep_freed_memory
 from text_diffusion.meter import Meter
+from text_diffusion.objectives import Network
 from text_diffusion.parallel import parallelised, whole_copy
 from text_diffusion.run import GROUPS, Run, prepare
 from text_diffusion.saver import Saver
@@ -131,17 +132,17 @@ def evaluate(run: Run, state: TrainState, tracker: Tracker | None) -> None:
             tracker.say(f"step {state.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
     if tracker is None:
         return
+    for number, sentence in enumerate(a_few(run, model)):
+        tracker.say(f"    {visible(run.said_given(number))}{visible(sentence)}")
+
+
+def a_few(run: Run, model: Network) -> list[str]:
+    """Four sentences, given what the first four held-out ones are given; in at most 20 network calls."""
     writer = writer_of(Weights(model, run.diffusion, run.tokenizer, run.data_config.sequence_len, {}))
-    settings: dict[str, Any] = (
-        {"steps": min(20, run.diffusion.num_timesteps)} if isinstance(writer, TextDiffusion) else {}
-    )
     given = None if run.held_out_given is None else Given(run.held_out_given[:4])
     if isinstance(writer, TextDiffusion):
-        sentences = writer.sample(4, controls=Plan(given=given), **settings)
-    else:
-        sentences = writer.sample(4, given=given)
-    for number, sentence in enumerate(sentences):
-        tracker.say(f"    {visible(run.said_given(number))}{visible(sentence)}")
+        return writer.sample(4, steps=min(20, run.diffusion.num_timesteps), controls=Plan(given=given))
+    return writer.sample(4, given=given)
 
 
 @contextmanager
