@@ -11,6 +11,7 @@ import pytest
 import torch
 from micro import Micro, train_micro
 from toy import COPIED, LINES, Trained, train_flags, write_text
+from zygote import Zygote
 
 from text_diffusion import files, train
 from text_diffusion.control import train_classifier
@@ -96,6 +97,14 @@ def writer(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = {"steps": 200, "lr": 1e-2, "warmup_steps": 0, "hidden_size": 32, "batch_size": 32}
     assert train.main(train_flags(corpus, folder, **options)) == 0
     return folder / "ema_0.9_000200.pt"
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """Where processes with the program already imported come from."""
+    zygote = Zygote(tmp_path_factory.mktemp("logs"))
+    yield zygote
+    zygote.close()
 
 
 @pytest.fixture(scope="session")

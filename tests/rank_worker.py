@@ -1,4 +1,4 @@
-"""What each rank of `test_distributed` runs: short runs, whose gradients, weights and sentences rank 0 writes down.
+"""What each rank of `test_ranks` runs: short runs, whose gradients, weights and sentences rank 0 writes down.
 
 rank_worker TEXT FOLDER
 """

@@ -131,7 +131,7 @@ TRAIN_CASES = {
 
 
 def test_train_table_is_complete() -> None:
-    several = ["parallel"]  # which changes nothing for one process: see test_distributed
+    several = ["parallel"]  # which changes nothing for one process: see test_ranks
     assert list(TRAIN_CASES) == [name for name in names(*TRAIN_GROUPS) if name not in several]
 
 

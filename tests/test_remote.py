@@ -258,6 +258,13 @@ def test_names_that_no_store_can_have(path: str, corpus: Path, capsys: pytest.Ca
     assert f"{path}: expected " in one_sentence(capsys.readouterr().err)
 
 
+def test_stores_that_are_not_supported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = train_flags(tmp_path / "corpus.txt", Path("run"), steps=1)
+    flags[flags.index("run")] = "s3://bucket/run"
+    assert train.main(flags) == 1
+    assert "s3://bucket/run: expected a path on this machine" in one_sentence(capsys.readouterr().err)
+
+
 def test_missing_text(bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(flags(dataset=f"{bucket}/none.txt", checkpoint_path=tmp_path / "run")) == 1
     assert f"{bucket}/none.txt: expected a file, found none" in one_sentence(capsys.readouterr().err)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -84,6 +85,32 @@ def ended(processes: list[Process], seconds: float = 300) -> list[int]:
                     process.send(signal.SIGKILL)
         time.sleep(0.02)
     return [status for status in found if status is not None]
+
+
+def start_ranks(zygote: Zygote, *commands: list[str]) -> list[Process]:
+    """Start a rank for each command, as torchrun would."""
+    port, size = str(free_port()), str(len(commands))
+    return [
+        zygote.start(
+            *command, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=size, MASTER_ADDR="127.0.0.1", MASTER_PORT=port
+        )
+        for rank, command in enumerate(commands)
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(path: Path, processes: list[Process], seconds: float = 300) -> None:
+    """Until a file is there."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} does not come"
+        assert all(process.status() is None for process in processes), [process.err for process in processes]
+        time.sleep(0.02)
 
 
 def main() -> None:
