@@ -20,18 +20,39 @@ if TYPE_CHECKING:
 
 
 def train_step(run: Run, state: TrainState, loss: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
-    """One step on the global batch, each rank on its share, micro-batch by micro-batch: gradient, clipping, AdamW, EMA.
+    """One step: gradient, clipping, AdamW, EMA.
 
     Returns:
         The terms of the loss by name, each (B,) on the device, with `t` among them, those of all ranks on every rank;
         the gradient norm before clipping.
     """
+    config = run.config
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(config, state.step)
+    mine = gradient(run, state, loss)
+    grad_norm = whole(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.gradient_clipping or math.inf))
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    for ema in state.emas:
+        ema.update()
+    state.step += 1
+    values = run.ranks.join(mine)
+    if run.objective.by_t:
+        state.timestep_sampler.update(values["t"], values[run.objective.by_t])
+        state.loss_by_timestep.update(values["t"], values[run.objective.by_t])
+    return values, grad_norm
+
+
+def gradient(run: Run, state: TrainState, loss: nn.Module) -> dict[str, Tensor]:
+    """Leave the gradient of the global batch in the parameters: each rank on its share, micro-batch by micro-batch.
+
+    Returns:
+        The terms of the loss by name, and `t`, each (b,), of this rank's share.
+    """
     config, seed, step, ranks = run.config, run.config.seed, state.step, run.ranks
     B, shape = config.batch_size, (run.data_config.sequence_len, run.model_config.in_channel)
     if run.model_config.dropout:
         torch.manual_seed(mix(seed, Stream.DROPOUT, step, ranks.rank))
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(config, step)
 
     mine = ranks.share(B)
     input_ids, t, weights, condition = examples(run, state, mine)
@@ -48,18 +69,17 @@ def train_step(run: Run, state: TrainState, loss: nn.Module) -> tuple[dict[str, 
             # By its share of B, as the ranks' gradients are averaged: cutting the batch changes nothing.
             torch.autograd.backward(total.sum() * (ranks.size / B))
         parts.append({"loss": total.detach(), **{name: term.detach() for name, term in vars(terms).items()}})
+    return {name: torch.cat([p[name] for p in parts]) for name in parts[0]} | {"t": t}
 
-    grad_norm = whole(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.gradient_clipping or math.inf))
-    state.optimizer.step()
+
+def warm_up(run: Run, state: TrainState, loss: nn.Module) -> None:
+    """Let DDP see a backward pass before a run goes on, as it had in the run that was not stopped.
+
+    From the first one it learns in which order gradients come, and packs them so from then on; of more than two ranks
+    the sum of a number depends, in its last bits, on where it is packed.
+    """
+    gradient(run, state, loss)
     state.optimizer.zero_grad()
-    for ema in state.emas:
-        ema.update()
-    state.step += 1
-    values = ranks.join({name: torch.cat([p[name] for p in parts]) for name in parts[0]} | {"t": t})
-    if run.objective.by_t:
-        state.timestep_sampler.update(values["t"], values[run.objective.by_t])
-        state.loss_by_timestep.update(values["t"], values[run.objective.by_t])
-    return values, grad_norm
 
 
 def examples(run: Run, state: TrainState, mine: slice) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

@@ -9,13 +9,12 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
 
 from text_diffusion import config as settings
 from text_diffusion import errors
@@ -34,10 +33,12 @@ from text_diffusion.parallel import parallelised, whole_copy
 from text_diffusion.run import GROUPS, Run, prepare
 from text_diffusion.saver import Saver
 from text_diffusion.state import TrainState
-from text_diffusion.step import goes_on, train_step
+from text_diffusion.step import goes_on, train_step, warm_up
 from text_diffusion.tracking import Tracker, clock
 from text_diffusion.validation import validate
 from text_diffusion.visible import visible
+
+T = TypeVar("T")
 
 
 def train(run: Run, state: TrainState) -> None:
@@ -58,8 +59,10 @@ def train(run: Run, state: TrainState) -> None:
     saver = Saver(run.folder, ranks, config.keep_last, config.save_async, run.mirror)
     try:
         with signals() as received:
+            if state.step and ranks.size > 2 and config.parallel == "ddp":
+                in_memory(run, state, partial(warm_up, run, state, loss))
             while state.step < config.steps:
-                meter.add(*step_in_memory(run, state, loss))
+                meter.add(*in_memory(run, state, partial(train_step, run, state, loss)))
                 ending = state.step == config.steps
                 logging = ending or state.step % config.log_interval == 0
                 validating = config.eval_interval and (ending or state.step % config.eval_interval == 0)
@@ -108,10 +111,10 @@ def stopped(run: Run, state: TrainState, saver: Saver, number: int) -> Interrupt
     )
 
 
-def step_in_memory(run: Run, state: TrainState, loss: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
-    """`train_step`; raises UserError, with what to do, when memory runs out."""
+def in_memory(run: Run, state: TrainState, work: Callable[[], T]) -> T:
+    """What the work results in; raises UserError, with what to do, when memory runs out."""
     try:
-        return train_step(run, state, loss)
+        return work()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
