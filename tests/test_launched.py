@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy import environment, everything, files, metrics, same, train_flags, weights_of
+from toy import SRC, environment, everything, files, metrics, same, train_flags, weights_of
 from zygote import Zygote, ended, start_ranks, wait_for
 
 from text_diffusion import train
@@ -45,6 +45,54 @@ def test_command_under_mpiexec(corpus: Path, tmp_path: Path) -> None:
     for name, weights in weights_of(two, "*8.pt").items():
         for key, tensor in weights.items():
             torch.testing.assert_close(tensor, weights_of(one, "*8.pt")[name][key], rtol=1e-3, atol=1e-5)
+
+
+@has_mpi
+def test_a_rank_that_is_killed_under_mpiexec(zygote: Zygote, corpus: Path, tmp_path: Path) -> None:
+    """It ends all; by the same command the run goes on, and ends bit for bit like two ranks that nobody disturbed."""
+    options: dict[str, Any] = {"steps": 200, "save_interval": 10, "log_interval": 50}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [str(MPIEXEC), "-n", "2", sys.executable, "-m", "text_diffusion", "train"]
+    command += train_flags(corpus, killed, **options)
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 300
+        while not (killed / "opt000010.pt").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(int((killed / ".lock").read_text().split()[1]), signal.SIGKILL)  # rank 0
+        assert process.wait(60) != 0
+    finally:
+        process.kill()
+        process.wait()
+    assert not (killed / "opt000200.pt").exists()
+    assert ended(start_ranks(zygote, *[["train", *train_flags(corpus, whole, **options)]] * 2)) == [0, 0]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "going on from step" in result.stderr
+    assert same(everything(killed, 200), everything(whole, 200))
+    assert metrics(killed) == metrics(whole)
+
+
+@has_mpi
+@pytest.mark.parametrize("library", ["torch", "mpi4py"])
+def test_a_rank_that_cannot_load_a_library(library: str, corpus: Path, tmp_path: Path) -> None:
+    """After MPI has started there, or before: all ranks end, and one says why."""
+    broken = tmp_path / "broken" / library
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text(f"raise ModuleNotFoundError('No module named {library}', name={library!r})\n")
+    command = [sys.executable, "-m", "text_diffusion", "train", *train_flags(corpus, tmp_path / "run", steps=100_000)]
+    without = ["env", f"PYTHONPATH={broken.parent}{os.pathsep}{SRC}", *command]
+    result = subprocess.run(
+        [str(MPIEXEC), "-n", "1", *command, ":", "-n", "1", *without],
+        env=environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert result.returncode != 0
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert f"No module named {library}" in error
+    assert "pip install" in error
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_stop_and_kill(zygote: Zygote, corpus: Path, tmp_path: Path) -> None:
@@ -105,3 +153,18 @@ def test_torchrun_starts_again(corpus: Path, tmp_path: Path) -> None:
     subprocess.run([*torchrun, *train_flags(corpus, whole, **options)], env=environment(), check=True, timeout=300)
     assert same(everything(killed, 300), everything(whole, 300))
     assert metrics(killed) == metrics(whole)
+
+
+def test_three_ranks_go_on_where_they_were(zygote: Zygote, corpus: Path, tmp_path: Path) -> None:
+    """Bit for bit: of more than two ranks the order of sums depends on where in its message a gradient stands."""
+    options: dict[str, Any] = {"steps": 4, "save_interval": 2, "batch_size": 12, "hidden_size": 192, "num_layers": 2}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    commands = [["train", *train_flags(corpus, folder, **options)] for folder in (whole, parts)]
+    assert ended(start_ranks(zygote, *commands[:1] * 3)) == [0] * 3
+    shutil.copytree(whole, parts)
+    for path in parts.glob("*4.pt"):
+        path.unlink()
+    ranks = start_ranks(zygote, *commands[1:] * 3)
+    assert ended(ranks) == [0] * 3
+    assert "going on from step 2 " in ranks[0].err
+    assert same(everything(parts, 4), everything(whole, 4))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from toy import metrics, one_sentence, train_flags
 
+from text_diffusion import __main__ as entry
 from text_diffusion import train
 from text_diffusion.errors import UserError
 from text_diffusion.launcher import Place, find_place, first_host
@@ -63,6 +65,22 @@ def test_launchers_that_contradict_themselves(env: dict[str, str], message: str)
 def test_one_process_by_one_account_and_two_by_another() -> None:
     with pytest.raises(UserError, match="unset RANK and WORLD_SIZE"):
         find_place({"RANK": "0", "WORLD_SIZE": "1", "PMI_SIZE": "2"})
+
+
+def test_variables_that_make_no_sense(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PMI_SIZE", "x")
+    assert entry.main(["train"]) == 1
+    assert "found PMI_SIZE=x" in one_sentence(capsys.readouterr().err)
+
+
+def test_library_that_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "text_diffusion.evaluate", None)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    monkeypatch.delitem(sys.modules, "text_diffusion.tokenizer", raising=False)
+    assert entry.main(["train-word-level", "x"]) == 1
+    assert "expected the libraries of requirements.txt, found" in one_sentence(capsys.readouterr().err)
+    assert entry.main(["evaluate"]) == 1
+    assert "Traceback" in capsys.readouterr().err, "a module of ours: not the user's fault"
 
 
 @pytest.mark.parametrize(

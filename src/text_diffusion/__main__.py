@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import socket
 import sys
 from collections.abc import Sequence
 
-from text_diffusion import errors
+from text_diffusion import errors, launcher
 
 # name: module, and what it does
 COMMANDS = {
@@ -38,13 +39,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: COMMAND must be one of {', '.join(COMMANDS)}, found {name!r}", file=sys.stderr)
         return 1
     module = COMMANDS[name][0]
+    status: int
     try:
+        launcher.mpi_world()  # MPI starts before PyTorch is loaded: if that fails on one host, the others are told
         command = importlib.import_module(f"text_diffusion.{module}")
-    except KeyboardInterrupt:  # loading PyTorch takes seconds; once it is there the command takes care of Ctrl-C
-        print("interrupted", file=sys.stderr)
-        return 130
-    status: int = command.main(arguments if module == "tokenizer" else arguments[1:])
+    except BaseException as error:  # once it is there the command itself sees to its errors
+        status = errors.say(explained(error))
+        launcher.abort(status)
+    else:
+        status = command.main(arguments if module == "tokenizer" else arguments[1:])
     return status
+
+
+def explained(error: BaseException) -> BaseException:
+    """A library that is not there as a sentence; every other error as it is."""
+    if isinstance(error, ImportError) and not (error.name or "").startswith("text_diffusion"):
+        return errors.UserError(
+            f"expected the libraries of requirements.txt, found on {socket.gethostname()}: {error}; "
+            f"`{sys.executable} -m pip install -r requirements.txt` installs them"
+        )
+    return error
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from text_diffusion import errors
 from text_diffusion.errors import Interrupted, Refused, UserError
-from text_diffusion.launcher import Place, find_place
+from text_diffusion.launcher import Place, abort, find_place
 from text_diffusion.route import use_route_to
 
 T = TypeVar("T")
@@ -180,7 +179,7 @@ def joined() -> Iterator[Ranks]:
             raise Interrupted("", error.number) from None
         raise
     except BaseException as error:
-        _end_all(place, _explained(error, place))
+        _end_all(_explained(error, place))
         raise
     dist.destroy_process_group()
 
@@ -235,13 +234,10 @@ def _explained(error: BaseException, place: Place) -> BaseException:
     return error
 
 
-def _end_all(place: Place, error: BaseException) -> None:
+def _end_all(error: BaseException) -> None:
     """Say why, then end the process in the way that its launcher ends the others; does not return."""
     status = errors.say(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if place.mpi:  # at a plain exit MPI would wait for the others, for ever
-        place.mpi.Abort(status)
+    abort(status)
     os._exit(status)  # not through destructors, which would wait for the others too
 
 

@@ -11,9 +11,12 @@ it would tell every process that it is rank 0 of 1.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,6 +71,52 @@ def find_place(env: Mapping[str, str] = os.environ) -> Place:
     return place
 
 
+def mpi_world(env: Mapping[str, str] = os.environ) -> Any:
+    """The communicator of all ranks that mpiexec has started; None if it has not.
+
+    The first call starts MPI.
+
+    Raises:
+        UserError: mpi4py cannot be used.
+    """
+    variable = _mpi_variable(env)
+    if variable is None:
+        return None
+    size = env[variable]
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"{variable}={size} says that mpiexec started this, and mpi4py cannot be used ({error}): "
+            "pip install mpi4py mpich, or load the MPI module that mpiexec comes from"
+        ) from None
+    world = MPI.COMM_WORLD
+    if world.Get_size() != int(size):
+        raise UserError(
+            f"expected {size} ranks ({variable}), found {world.Get_size()}: mpi4py uses another MPI than this mpiexec; "
+            "take the mpiexec that belongs to it (that of `pip install mpich` is beside python)"
+        )
+    return world
+
+
+def abort(status: int) -> None:
+    """End all ranks, if mpiexec has started them; otherwise return."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "mpi4py.MPI" in sys.modules:  # at a plain exit it would wait for the others
+        sys.modules["mpi4py.MPI"].COMM_WORLD.Abort(status)
+    with contextlib.suppress(UserError):  # said already
+        if _mpi_variable(os.environ):  # at a plain exit MPICH would not mind, and the others wait; a signal it sees
+            signal.raise_signal(signal.SIGTERM)
+
+
+def _mpi_variable(env: Mapping[str, str]) -> str | None:
+    """The variable by which mpiexec says that it started several, where no torchrun has spoken first."""
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return None
+    return next((name for name in MPI_SIZES if _number(env, name, 1) > 1), None)
+
+
 def check_alone(command: str) -> None:
     """Refuse several processes, each of which would do all of the work of a command that is not shared between them.
 
@@ -93,9 +142,8 @@ def _find(env: Mapping[str, str]) -> Place:
         return Place("torchrun", rank, size, local_rank, local_size, *_rendezvous(env))
     if _number(env, "WORLD_SIZE", 1) != 1:
         raise UserError(f"expected RANK beside WORLD_SIZE={env['WORLD_SIZE']}, found none; torchrun sets both")
-    for name in MPI_SIZES:
-        if (size := _number(env, name, 1)) > 1:
-            return _of_mpi(env, name, size)
+    if (world := mpi_world(env)) is not None:
+        return _of_mpi(env, world)
     size = _number(env, "SLURM_STEP_NUM_TASKS", _number(env, "SLURM_NTASKS", 1))  # of a batch script, 1 of many tasks
     if size > 1:
         return _of_slurm(env, size)
@@ -111,21 +159,8 @@ def _rendezvous(env: Mapping[str, str]) -> tuple[str, int]:
     return env["MASTER_ADDR"], _number(env, "MASTER_PORT")
 
 
-def _of_mpi(env: Mapping[str, str], variable: str, size: int) -> Place:
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        raise UserError(
-            f"{variable}={size} says that mpiexec started this, and mpi4py cannot be used ({error}): "
-            "pip install mpi4py mpich, or load the MPI module that mpiexec comes from"
-        ) from None
-    world = MPI.COMM_WORLD
-    if world.Get_size() != size:
-        raise UserError(
-            f"expected {size} ranks ({variable}), found {world.Get_size()}: mpi4py uses another MPI than this mpiexec; "
-            "take the mpiexec that belongs to it (that of `pip install mpich` is beside python)"
-        )
-    local = world.Split_type(MPI.COMM_TYPE_SHARED)
+def _of_mpi(env: Mapping[str, str], world: Any) -> Place:
+    size, local = world.Get_size(), world.Split_type(sys.modules["mpi4py.MPI"].COMM_TYPE_SHARED)
     one_host = local.Get_size() == size
     address = env.get("MASTER_ADDR") or ("127.0.0.1" if one_host else socket.gethostname())
     address = world.bcast(address)
