@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy import SRC, contents, environment, files, one_sentence, same, stop_at, train_flags, weights_of
+from toy import SRC, contents, environment, everything, files, one_sentence, same, stop_at, train_flags, weights_of
 
 from text_diffusion import checkpoint, train
 from text_diffusion import corpus as corpora
@@ -21,7 +21,15 @@ from text_diffusion import snapshot as snapshots
 from text_diffusion import step as step_module
 from text_diffusion.checkpoint import resumable_steps
 from text_diffusion.errors import UserError
-from text_diffusion.snapshot import prune, remove_stray_shards
+from text_diffusion.snapshot import (
+    Snapshot,
+    prune,
+    remove_shards,
+    remove_stray_shards,
+    shards_path,
+    whole,
+    write_shards,
+)
 
 OPTIONS: dict[str, Any] = {"steps": 6, "save_interval": 3, "log_interval": 1}
 
@@ -128,6 +136,65 @@ def test_an_opt_file_of_another_kind(corpus: Path, tmp_path: Path, capsys: pytes
     torch.save({"optimizer": {}}, tmp_path / "opt000006.pt")
     assert train.main(train_flags(corpus, tmp_path, steps=4)) == 1
     assert "found one without" in one_sentence(capsys.readouterr().err)
+
+
+class Killed(BaseException):
+    """Nothing of ours catches it."""
+
+
+def test_killed_when_it_comes_to_a_damaged_checkpoint_s_step_again(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between new weights and their opt file the old one stands, of the same run and step and as many bytes, but with
+    other contents: the run goes on with another weight decay. Together they are no checkpoint."""
+    once = train_flags(corpus, tmp_path / "run", steps=4, save_interval=2)
+    assert train.main(once) == 0
+    damaged = tmp_path / "run" / "ema_0.9_000004.pt"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    shutil.copytree(tmp_path / "run", tmp_path / "whole")
+    other, expected = ([*once, "--weight_decay", "0.5"] for _ in range(2))
+    expected[expected.index(str(tmp_path / "run"))] = str(tmp_path / "whole")
+    assert train.main(expected) == 0
+
+    write = checkpoint.write
+
+    def kill_before_opt(path: Path, what: dict[str, Any]) -> None:
+        if path.name == "opt000004.pt":
+            raise Killed
+        write(path, what)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write", kill_before_opt)
+        with pytest.raises(Killed):
+            train.main(other)
+    assert {path.name for path in (tmp_path / "run").glob("*4.pt")} >= {"opt000004.pt", "model000004.pt", damaged.name}
+    capsys.readouterr()
+    assert train.main(other) == 0
+    err = capsys.readouterr().err
+    assert "model000004.pt: expected what belongs to opt000004.pt, found another snapshot's" in err
+    assert "going on from step 2 " in err
+    assert same(everything(tmp_path / "run", 4), everything(tmp_path / "whole", 4))
+
+
+def test_shards_of_another_snapshot_are_no_part_of_a_checkpoint(tmp_path: Path) -> None:
+    def write(mark: str) -> dict[str, Any]:
+        """As the ranks do, with shards of as many bytes each time."""
+        shards = shards_path(tmp_path, 4)
+        remove_shards(tmp_path, 4)
+        with pytest.warns(UserWarning, match="single process"):  # as it is
+            write_shards(shards, {"a": torch.ones(2)}, None)
+        opt = {"run": "r", "step": 4, "snapshot": mark, **dict.fromkeys(snapshots.NEEDED - {"run", "step", "weights"})}
+        weights = {"run": "r", "snapshot": mark}
+        Snapshot("r", 4, [(None, weights)], opt, {"a": torch.ones(2)}).write(tmp_path)
+        return whole(tmp_path, 4)
+
+    assert write("first")["snapshot"] == "first"
+    opt, model = ((tmp_path / name).read_bytes() for name in ("opt000004.pt", "model000004.pt"))
+    write("second")
+    for name, raw in (("opt000004.pt", opt), ("model000004.pt", model)):  # as if a kill had come after the shards
+        (tmp_path / name).write_bytes(raw)
+    with pytest.raises(UserError, match="found another snapshot's"):
+        whole(tmp_path, 4)
 
 
 def test_stray_shards(tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ from torch import Tensor
 from text_diffusion import checkpoint
 from text_diffusion.checkpoint import opt_path, resumable_steps, weights_path
 from text_diffusion.errors import UserError
+from text_diffusion.files import write_atomically
 
 SHARDS = ".shards"
+MARK = "snapshot.txt"  # among the shards: which snapshot they are of, as weights and opt files say themselves
 NEEDED = {"run", "step", "weights", "optimizer", "settings", "fingerprint", "tokenizer", "meter"}  # in an opt file
 
 
@@ -47,7 +49,8 @@ class Snapshot:
     def write(self, folder: Path) -> list[Path]:
         """Write the files, on rank 0, and return the weights files, the raw one first.
 
-        The opt file comes last: it says that the set is whole, and names the others.
+        The opt file comes last: it says that the set is whole, and names the others. One of the same step may be there,
+        of a set that was damaged: until it is replaced it takes none of the new files for its own, by their mark.
 
         Raises:
             UserError: a file cannot be written; then no new one is left behind.
@@ -66,6 +69,7 @@ class Snapshot:
             sizes = {path.name: path.stat().st_size for path in paths}
             more: dict[str, Any] = {"weights": names[0], "files": names, "sizes": sizes}
             if self.shards:
+                write_atomically(shards / MARK, lambda file: file.write(self.opt["snapshot"].encode()))
                 more |= {"shards": shards.name, "shard_sizes": _sizes(shards)}
             checkpoint.write(opt_path(folder, self.step), self.opt | more)
         except UserError:
@@ -113,13 +117,24 @@ def whole(folder: Path, step: int) -> dict[str, Any]:
     if missing := NEEDED - opt.keys():
         raise UserError(f"{path}: expected an opt file, found one without {', '.join(sorted(missing))}")
     for name in opt.get("files", [opt["weights"]]):
-        run = checkpoint.read(folder / name).get("run", opt["run"])
+        weights = checkpoint.read(folder / name)
+        if weights.get("run", opt["run"]) != opt["run"]:
+            continue  # those of another run are refused when they are loaded
         size, found = opt.get("sizes", {}).get(name), (folder / name).stat().st_size
-        if run == opt["run"] and size not in (None, found):  # those of another run are refused when they are loaded
+        if size not in (None, found):
             raise UserError(f"{folder / name}: expected a checkpoint of {size} bytes, found {found}")
+        _check_mark(folder / name, weights.get("snapshot"), opt)
     if opt.get("shards"):
         _check_shards(folder / opt["shards"], opt["shard_sizes"])
+        mark = folder / opt["shards"] / MARK
+        _check_mark(mark.parent, mark.read_text() if mark.is_file() else None, opt)
     return opt
+
+
+def _check_mark(path: Path, mark: str | None, opt: dict[str, Any]) -> None:
+    """Refuse what was written when the run came to the step again, and was killed before the opt file was."""
+    if mark != opt.get("snapshot"):  # older files have none
+        raise UserError(f"{path}: expected what belongs to {opt_path(Path(), opt['step'])}, found another snapshot's")
 
 
 def prune(folder: Path, run: str, keep_last: int, written: Collection[int] = ()) -> None:

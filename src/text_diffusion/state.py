@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ class TrainState:
         sharded = is_sharded(self.model)
         if not (ranks.first or sharded):
             return Snapshot(run, self.step, [], {}, {})
-        about = about | {"loss_by_timestep": self.loss_by_timestep.means()}
+        mark = {"snapshot": uuid.uuid4().hex}  # a step may be reached twice: what belongs together says so
+        about = about | {"loss_by_timestep": self.loss_by_timestep.means()} | mark
         weights = []
         for rate, model in [(None, self.model), *((ema.rate, ema.model) for ema in self.emas)]:
             state = state_of(model)  # put together from its shards by all ranks, if need be
@@ -60,7 +62,7 @@ class TrainState:
             "loss_by_timestep": self.loss_by_timestep.state_dict(),
         }
         if ranks.first:
-            opt = frozen(opt | extra)
+            opt = frozen(opt | mark | extra)
             opt["emas"] = [  # the copies that go into the weights files too
                 {"rate": ema.rate, "updates": ema.updates, "state": {} if sharded else contents["state"]}
                 for ema, (_, contents) in zip(self.emas, weights[1:], strict=True)
