@@ -1,12 +1,14 @@
 """Runs that are killed with SIGKILL at random moments, and go on by the same command: nothing may be lost or changed.
 
-python benchmarks/faults.py [RUNS=100] [MINUTES=60]          writes its lines into docs/distributed.md
+python benchmarks/faults.py [RUNS=100] [MINUTES=60] [MPIEXEC_RUNS=6]          writes its lines into docs/distributed.md
 
 Of ten runs nine are one process and one is two ranks with --parallel fsdp. All are forked from this process, which has
 imported the program but started no thread, so that a hundred of them take minutes. A checkpoint is written after every
 second step, in the background, so that many kills come in the middle of a write. Every run is killed until at least one
 kill came after its first checkpoint and before its end. Of two ranks both are killed, as when a machine fails, or rank
 0 alone, which must end the other; while they still meet that takes minutes, so after five seconds it is killed too.
+A few runs more, recorded by themselves, are two ranks under a real `mpiexec -n 2`: all of its processes are killed, or
+one rank, and then mpiexec must end by itself.
 Compared are all weights, averages, the optimizer and the log, bit for bit, with those of a run of the same kind that
 was never killed. After every kill each file that is named as a checkpoint must be readable. Runs that there is no time
 for are not begun; those that there was time for are recorded.
@@ -14,6 +16,7 @@ for are not begun; those that there was time for are recorded.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -34,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 import torch  # noqa: E402
+import torch._dynamo  # noqa: E402  # which AdamW loads, a second for each of hundreds of processes
 
 from text_diffusion import train  # noqa: E402
 
@@ -56,12 +60,15 @@ class Kind:
     ranks: int
     parallel: str
     of_ten: int
+    mpiexec: str = ""  # the program, if that starts the ranks
 
 
 KINDS = (
     Kind("one process", 1, "ddp", 9),
     Kind("two ranks, fsdp", 2, "fsdp", 1),
 )
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+UNDER_MPIEXEC = Kind("two ranks, mpiexec", 2, "ddp", 10, shutil.which("mpiexec", path=PATH) or "")
 
 
 def arguments(kind: Kind, text: Path, folder: Path) -> list[str]:
@@ -71,7 +78,7 @@ def arguments(kind: Kind, text: Path, folder: Path) -> list[str]:
 
 
 def fork(kind: Kind, text: Path, folder: Path, env: dict[str, str]) -> int:
-    """A process that trains into the folder; its id."""
+    """A process that trains into the folder, or an mpiexec whose ranks do; its id."""
     process = os.fork()
     if process:
         return process
@@ -80,6 +87,9 @@ def fork(kind: Kind, text: Path, folder: Path, env: dict[str, str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
         os.environ.update(env)
+        if kind.mpiexec:
+            command = [kind.mpiexec, "-n", str(kind.ranks), sys.executable, "-m", "text_diffusion", "train"]
+            os.execv(kind.mpiexec, [*command, *arguments(kind, text, folder)])
         torch.set_num_threads(1)
         status = train.main(arguments(kind, text, folder))
     finally:
@@ -87,7 +97,9 @@ def fork(kind: Kind, text: Path, folder: Path, env: dict[str, str]) -> int:
 
 
 def start(kind: Kind, text: Path, folder: Path) -> list[int]:
-    """Start the ranks of a run; their ids."""
+    """Start the ranks of a run, or their mpiexec; the ids."""
+    if kind.mpiexec:
+        return [fork(kind, text, folder, {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"})]
     if kind.ranks == 1:
         return [fork(kind, text, folder, {})]
     with socket.socket() as probe:
@@ -98,9 +110,18 @@ def start(kind: Kind, text: Path, folder: Path) -> list[int]:
 
 
 def kill(processes: list[int]) -> None:
-    """All of them."""
+    """All of them that are still there."""
     for process in processes:
-        os.kill(process, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def family(process: int) -> list[int]:
+    """It, its children, their children and so on."""
+    with contextlib.suppress(OSError):  # it has ended
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        return [process, *(member for child in children for member in family(int(child)))]
+    return [process]
 
 
 def ended(processes: list[int]) -> list[int]:
@@ -115,14 +136,17 @@ def killed(kind: Kind, text: Path, folder: Path, seconds: float, rng: random.Ran
     while after_first and not any(folder.glob("opt*.pt")) and time.monotonic() < deadline:
         time.sleep(0.002)
     time.sleep(seconds)
-    kill(processes[:1] if rng.random() < 0.5 else processes)
-    deadline = time.monotonic() + 5
+    everybody = family(processes[0]) if kind.mpiexec else processes
+    one = rng.choice(everybody[2:] or everybody) if kind.mpiexec else everybody[0]  # mpiexec, its helper, the ranks
+    kill([one] if rng.random() < 0.5 else everybody)
+    deadline = time.monotonic() + (60 if kind.mpiexec else 5)
     statuses: dict[int, int] = {}
     while len(statuses) < len(processes):
         for process in processes:
             if process not in statuses and (reaped := os.waitpid(process, os.WNOHANG))[0]:
                 statuses[process] = os.waitstatus_to_exitcode(reaped[1])
         if time.monotonic() > deadline:
+            assert not kind.mpiexec, "mpiexec does not end"
             kill([process for process in processes if process not in statuses])
         time.sleep(0.01)
     if 0 in statuses.values():  # a rank ends so when all have done everything
@@ -233,10 +257,13 @@ def main() -> None:
         raise SystemExit(
             "error: expected a clean commit, to which the figures belong, found changes; commit them first"
         )
-    runs, minutes = [*map(int, sys.argv[1:]), *(100, 60)[len(sys.argv) - 1 :]]
-    figures = run(runs, minutes=minutes)
-    print({name: value for name, value in figures.items() if name != "rows"})
-    record("faults", figures)
+    runs, minutes, mpiexec_runs = [*map(int, sys.argv[1:]), *(100, 60, 6)[len(sys.argv) - 1 :]]
+    if mpiexec_runs and not UNDER_MPIEXEC.mpiexec:
+        raise SystemExit("error: expected mpiexec, found none; pip install mpich mpi4py, or give 0 as MPIEXEC_RUNS")
+    started = time.monotonic()
+    if mpiexec_runs:
+        record("faults_mpiexec", run(mpiexec_runs, kinds=[UNDER_MPIEXEC], minutes=minutes / 4))
+    record("faults", run(runs, minutes=minutes - (time.monotonic() - started) / 60))
     table.write()
 
 

@@ -186,8 +186,8 @@ def render_growth(results: dict[str, Any]) -> str:
 
 
 def render_faults(results: dict[str, Any]) -> str:
-    """Runs that were killed; and those of an older commit, which were more, and of one process each."""
-    parts = [results[name] for name in ("faults", "faults_before") if name in results]
+    """Runs that were killed; those under mpiexec; and those of an older commit, which were of one process each."""
+    parts = [results[name] for name in ("faults", "faults_mpiexec", "faults_before") if name in results]
     return "\n\n".join(map(render_killed, parts))
 
 

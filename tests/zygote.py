@@ -87,14 +87,11 @@ def ended(processes: list[Process], seconds: float = 300) -> list[int]:
     return [status for status in found if status is not None]
 
 
-def start_ranks(zygote: Zygote, *commands: list[str]) -> list[Process]:
+def start_ranks(zygote: Zygote, *commands: list[str], **env: str) -> list[Process]:
     """Start a rank for each command, as torchrun would."""
-    port, size = str(free_port()), str(len(commands))
+    env |= {"WORLD_SIZE": str(len(commands)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [
-        zygote.start(
-            *command, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=size, MASTER_ADDR="127.0.0.1", MASTER_PORT=port
-        )
-        for rank, command in enumerate(commands)
+        zygote.start(*command, RANK=str(rank), LOCAL_RANK=str(rank), **env) for rank, command in enumerate(commands)
     ]
 
 
@@ -113,8 +110,18 @@ def wait_for(path: Path, processes: list[Process], seconds: float = 300) -> None
         time.sleep(0.02)
 
 
+def use_store(port: int) -> None:
+    """Lead the connections to object stores to a server of the tests."""
+    from stores import Pool
+
+    from text_diffusion import remote
+
+    remote.get_http_pool = lambda: Pool(port)
+
+
 def main() -> None:
     """Take orders until there are no more."""
+    import torch._dynamo  # noqa: F401  # which AdamW loads, a second for each child
     from rank_worker import main as worker
 
     from text_diffusion import train  # noqa: F401  # for the children
@@ -136,6 +143,8 @@ def main() -> None:
                     for number, suffix in ((1, ".out"), (2, ".err")):
                         os.dup2(os.open(order["logs"] + suffix, os.O_WRONLY | os.O_CREAT), number)
                     os.environ.update(order["env"])
+                    if "STORE_PORT" in os.environ:
+                        use_store(int(os.environ["STORE_PORT"]))
                     name, *arguments = order["start"]
                     if name == "in":  # a folder
                         os.chdir(arguments[0])
