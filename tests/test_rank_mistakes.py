@@ -42,6 +42,18 @@ def test_texts_that_differ(zygote: Zygote, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_shards_without_a_folder_that_all_hosts_share(zygote: Zygote, corpus: Path, tmp_path: Path) -> None:
+    hosts = [tmp_path / f"host{rank}" for rank in range(2)]
+    for host in hosts:
+        host.mkdir()
+    flags = train_flags(corpus, Path("run"), parallel="fsdp")
+    (error,) = refusals(zygote, *[["in", str(host), "train", *flags] for host in hosts])
+    assert "rank 1: every rank reads and writes its shards (--parallel fsdp) and expects run to be one folder" in error
+    assert not (hosts[1] / "run").exists()
+    assert not list((hosts[0] / "run").glob("*.pt"))
+    assert not (hosts[0] / "run" / ".lock").exists()
+
+
 def test_batch_that_cannot_be_shared(zygote: Zygote, corpus: Path, tmp_path: Path) -> None:
     (error,) = refusals(zygote, *[["train", *train_flags(corpus, tmp_path / "run", batch_size=10)]] * 2)
     assert "--batch_size must be a multiple of 4 for 2 processes to share it, found 10; the nearest: 8 or 12" in error

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from stores import ACCOUNT, KEY, Server, azurite, fake_gcs
 from toy import flags, metrics, one_sentence, same, stop_at, train_flags, weights_of
+from zygote import Zygote, ended, start_ranks
 
 import text_diffusion
 from text_diffusion import mirror, remote, sample, step, train, uploads
@@ -62,9 +63,9 @@ def listed(url: str) -> set[str]:
 
 
 def fetched(url: str, target: Path) -> Path:
-    """The folder as it is in the store, by blobfile alone."""
+    """The folder as it is in the store, but for shards, by blobfile alone."""
     target.mkdir()
-    for name in listed(url):
+    for name in (name for name in listed(url) if not name.endswith(".shards")):
         remote.open_store().copy(f"{url}/{name}", str(target / name))
     return target
 
@@ -108,6 +109,29 @@ def test_run_in_a_bucket(
     assert text_diffusion.load(weights).sample(3, steps=4) == (folder / name).read_text().splitlines()
     assert sample.main(flags(model_name_or_path=weights, num_samples=3, steps=4, show=0)) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"written the decoded output to {bucket}/run/{name}"
+
+
+def test_shards_in_a_bucket(
+    bucket: str, server: Server, zygote: Zygote, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rank's are there, those of removed checkpoints are not; two ranks that have never seen the run go on from
+    them as they would in a folder."""
+    folder = tmp_path / "plain"
+    names = ("AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT", "BLOBFILE_FORCE_GOOGLE_ANONYMOUS_AUTH")
+    env = {name: os.environ[name] for name in names} | {"STORE_PORT": str(server.port)}
+    for steps in (4, 6):
+        for place in (str(folder), f"{bucket}/run"):
+            given = train_flags(corpus, folder, **OPTIONS | {"steps": steps, "eval_interval": 0, "parallel": "fsdp"})
+            given[given.index(str(folder))] = place
+            env["XDG_CACHE_HOME"] = str(tmp_path / f"machine that makes {steps} steps")
+            ranks = start_ranks(zygote, *[["train", *given]] * 2, **env)
+            assert ended(ranks) == [0, 0], [rank.err for rank in ranks]
+    assert "going on from step 4" in ranks[0].err
+    there = fetched(f"{bucket}/run", tmp_path / "fetched")
+    assert same(weights_of(there, "*6.pt"), weights_of(folder, "*6.pt"))
+    for name in ("opt000004.shards", "opt000006.shards"):
+        assert listed(f"{bucket}/run/{name}") == {path.name for path in (folder / name).iterdir()}
+    assert listed(f"{bucket}/run/opt000002.shards") == set()
 
 
 @pytest.fixture

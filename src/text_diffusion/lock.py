@@ -1,4 +1,7 @@
-"""One run in a folder at a time: a lock that a dead process does not leave behind, as the system holds it."""
+"""One run in a folder at a time: a lock that a dead process does not leave behind, as the system holds it.
+
+By its file the other ranks of the run see whether the folder is theirs too.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ import contextlib
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 
+from text_diffusion.distributed import Ranks
 from text_diffusion.errors import UserError
 
 NAME = ".lock"
+PATIENCE = 5  # seconds, until what one host writes to a file system is seen by the others
 
 
 class FolderLock:
@@ -72,3 +78,27 @@ class FolderLock:
     def __del__(self) -> None:
         if getattr(self, "file", None) is not None:  # it is missing where the lock was refused
             os.close(self.file)  # type: ignore[arg-type]
+
+
+def check_shared(folder: Path, ranks: Ranks) -> None:
+    """Find out whether all ranks see the folder that rank 0 has locked.
+
+    Raises:
+        UserError: the folder of that name is another one on another host.
+    """
+    path = folder / NAME
+    holder = ranks.on_first(lambda: path.read_text() if path.is_file() else None)
+    if holder is None:  # Windows, where all are on one host
+        return
+
+    def check() -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not path.is_file() or path.read_text() != holder:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"every rank reads and writes its shards (--parallel fsdp) and expects {folder} to be one folder "
+                    f"on all hosts, found another on {socket.gethostname()}; take one they share, or --parallel ddp"
+                )
+            time.sleep(0.1)
+
+    ranks.together(check)

@@ -25,7 +25,7 @@ from text_diffusion.encoding import encode, encode_given
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, project_root, remove_leftovers
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
-from text_diffusion.lock import FolderLock
+from text_diffusion.lock import FolderLock, check_shared
 from text_diffusion.mirror import Mirror
 from text_diffusion.objectives import OBJECTIVES, Network, Objective, check_foreign
 from text_diffusion.original import check_own_settings
@@ -161,7 +161,9 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
     data_config = settings.build(DataConfig, saved, given)
     config = settings.build(TrainConfig, saved, given)
     check_shares(config.batch_size, ranks)
-    check_sharding(config, ranks)
+    sharded = ranks.size > 1 and (config.parallel == "fsdp" or bool(opt and opt.get("shards")))
+    if sharded:
+        check_safetensors()
     device = pick_device(config.device, config.gpu, ranks)
     config = replace(config, precision=pick_precision(config.precision, device))
 
@@ -211,6 +213,8 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
         start=start,
     )
     try:
+        if sharded:
+            check_shared(folder, ranks)
         state = new_state(run, opt)
         if opt is not None:
             resume(run, state, opt, saved)
@@ -355,22 +359,6 @@ def resume(run: Run, state: TrainState, opt: dict[str, Any], saved: dict[str, An
 
 def _shared(ranks: int, parallel: object) -> str:
     return "one process" if ranks == 1 else f"{ranks} processes ({parallel})"
-
-
-def check_sharding(config: TrainConfig, ranks: Ranks) -> None:
-    """Refuse what shards cannot be written with, or where.
-
-    Raises:
-        UserError: a library is missing, or the folder is in an object store.
-    """
-    if config.parallel != "fsdp" or ranks.size == 1:
-        return
-    check_safetensors()
-    if is_remote(config.checkpoint_path):
-        raise UserError(
-            "--parallel fsdp writes from every rank and expects --checkpoint_path to be a folder that all hosts share, "
-            f"found {config.checkpoint_path}; take such a folder, or --parallel ddp"
-        )
 
 
 def check_same_run(given: dict[str, Any], saved: dict[str, Any], folder: Path) -> None:
