@@ -33,7 +33,7 @@ class Uploads:
         """Have the checkpoint of a step, which is whole in the local folder, uploaded; waits for nothing."""
         with self.changed:
             self.waiting = step
-            if self.busy is not None and not self.said:
+            if self.busy not in (None, step) and not self.said:  # at the end of a run the last step is wanted again
                 self.said = True
                 say(
                     f"step {step} is not in {self.mirror.url} yet, only in {self.mirror.folder}: the upload of step "
