@@ -135,3 +135,17 @@ def classifier(writer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     argv = [str(writer), "--labeled", str(labeled), "--out", str(folder / "colours.pt"), "--steps", "250"]
     assert train_classifier.main([*argv, "--hidden_size", "32", "--num_layers", "1", "--lr", "5e-3"]) == 0
     return folder / "colours.pt"
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT-shaped model that runs may start from."""
+    from berts import save_bert  # here, as `transformers` takes seconds to import
+
+    return save_bert(tmp_path_factory.mktemp("bert") / "tiny")
+
+
+@pytest.fixture
+def own(bert: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return Path(shutil.copytree(bert, tmp_path / "own"))

@@ -144,6 +144,41 @@ def test_contradictions_are_found_before_the_work(
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (GUIDED | {"label": "green"}, "must be one that the classifier knows: blue, new, old, raw, red; found 'green'"),
+        (GUIDED | {"label": "red|green"}, "the classifier knows: blue, new, old, raw, red; found 'green'"),
+        (GUIDED | {"model_name_or_path": "OTHER"}, "expected a classifier of these weights, found that of ema_0.9_"),
+        ({"template": "The red fig is hot and [GAP]"}, "does not know: and; leave them out, or take them as unknown"),
+        ({"template": "The purple fig is mild"}, "words that the model does not know: purple, mild; leave them out"),
+        ({"template": "The purple fig.", "allow_unk": True}, "--allow_unk expects a model that met unknown words"),
+        ({"template": "The red fig is hot. The red fig."}, "must fit into 8 tokens, the length of the model's sen"),
+        ({"template": "The [GAP] is [GAP:7]"}, "must fit into 8 tokens, the length of the model's sentences, found at"),
+        ({"template": "The red [GAP:2] is hot.", "length": 3}, "--length 3 contradicts --template 'The red [GAP:2]"),
+        ({"length": "5-3"}, "--length must be a number of words from 1, or a range such as 4-7, found 5-3"),
+        ({"length": "0"}, "--length must be a number of words from 1, or a range such as 4-7, found 0"),
+        ({"length": 30}, "--length 30 must fit into 8 tokens"),
+        ({"length": 1, "want": "red,fig"}, "no sentence satisfies --length 1 and --want red and --want fig: they"),
+        ({"want": "red@2", "template": "The blue [GAP]"}, "no sentence satisfies --template 'The blue [GAP]' and --w"),
+        ({"want": "red@2,blue@2"}, "--want blue@2 contradicts --want red@2"),
+        ({"avoid": "fig", "template": "The [GAP] fig is hot."}, "--avoid fig contradicts --template, which has that"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bad_input_of_the_command(
+    given: dict[str, Any], message: str, writer: Path, trained: Path, classifier: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A sentence that names what was wrong and what would be right, before a folder is made."""
+    paths = {"CLASSIFIER": classifier, "OTHER": trained / "ema_0.9_000006.pt"}
+    named = {name: paths.get(str(value), value) for name, value in given.items()}
+    assert sample.main(flags(**{"model_name_or_path": writer, "out_dir": tmp_path / "out"} | named)) == 1
+    assert message in one_sentence(capsys.readouterr().err)
+    assert files(tmp_path) == {}
+    assert not (tmp_path / "out").exists()
+
+
 def test_help_has_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         sample.main(["--help"])

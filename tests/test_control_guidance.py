@@ -249,7 +249,22 @@ def test_labeled_files(lines: list[str], message: str, tmp_path: Path) -> None:
 
 def test_command_refuses(writer: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labeled = write_text(tmp_path / "labeled.tsv", [f"{line}\t{line.split()[1]}" for line in LINES])
+    bad = {
+        "one": ["The red fig\tred", "The blue fig\tred"],
+        "empty": ["The red fig\tred", "The blue fig\t", "\tblue"],
+        "no tab": ["The red fig\tred", "The blue fig\tblue", "The blue fig"],
+    }
+    files = {name: str(write_text(tmp_path / f"{name}.tsv", lines)) for name, lines in bad.items()}
     for argv, message in (
+        ([str(writer), "--labeled", files["one"]], "one.tsv: expected at least two labels, found only 'red'"),
+        (
+            [str(writer), "--labeled", files["empty"]],
+            "empty.tsv: expected a sentence, a tab and a label in line 2, found",
+        ),
+        (
+            [str(writer), "--labeled", files["no tab"]],
+            "no tab.tsv: expected a sentence, a tab and a label in line 3, fo",
+        ),
         ([str(writer)], "expected lines `sentence TAB label`, found no file; --labeled FILE names another"),
         ([str(writer), "--labeled", str(tmp_path / "none.tsv")], "none.tsv"),
         ([str(writer), "--labeled", str(labeled), "--hidden_size", "6"], "--hidden_size must be a multiple of 4"),
