@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -60,17 +61,18 @@ def describe(task: Task, lines: Sequence[str]) -> dict[str, float]:
     }
 
 
-def by_field(task: Task, model: TextDiffusion, steer: Steer, args: argparse.Namespace) -> list[dict[str, Any]]:
+def by_field(task: Task, model: TextDiffusion, steer: Steer, args: argparse.Namespace) -> dict[str, Any]:
     """Of each field: how many sentences say the value they were told to, beside people and beside no steering."""
     unguided = model.sample(args.samples, steps=args.calls, seed=1)
+    seeds = count(2)  # else all values would meet the same noise
     rows = []
     for field in FIELDS:
         values = task.matcher.values[field]
         each = -(-args.samples // len(values))
         says, alone, shares, written, seconds = 0, 0, list[float](), list[str](), 0.0
-        for seed, value in enumerate(values):  # else all values would meet the same noise
+        for value in values:
             started = time.perf_counter()
-            lines = model.sample(each, steps=args.calls, controls=steer(field, value), seed=seed)
+            lines = model.sample(each, steps=args.calls, controls=steer(field, value), seed=next(seeds))
             seconds += time.perf_counter() - started
             said = [task.matcher.said(line, field) for line in lines]
             shares.append(sum(value in found for found in said) / each)
@@ -78,7 +80,7 @@ def by_field(task: Task, model: TextDiffusion, steer: Steer, args: argparse.Name
             alone += sum(found == [value] for found in said)
             written += lines
         people = [(row.meaning[field], row.line) for row in task.test if field in row.meaning]
-        chance = [sum(task.matcher.says(line, field, value) for line in unguided) / len(unguided) for value in values]
+        free = [said for line in unguided if (said := task.matcher.said(line, field))]
         rows.append(
             {
                 "field": field,
@@ -90,19 +92,19 @@ def by_field(task: Task, model: TextDiffusion, steer: Steer, args: argparse.Name
                 "lowest_value": values[int(np.argmin(shares))],
                 "people": sum(task.matcher.says(line, field, value) for value, line in people) / len(people),
                 "people_alone": sum(task.matcher.said(line, field) == [value] for value, line in people) / len(people),
-                "chance": sum(chance) / len(chance),
+                "chance": sum(map(len, free)) / len(unguided) / len(values),
+                "chance_alone": sum(len(said) == 1 for said in free) / max(len(free), 1),
                 "ms": 1000 * seconds / len(written),
                 "example": written[0],
                 **describe(task, written),
             }
         )
         print(rows[-1], flush=True)
-    return rows
+    return {**about(task, unguided, args), "rows": rows}
 
 
-def about(task: Task, model: TextDiffusion, args: argparse.Namespace) -> dict[str, Any]:
+def about(task: Task, unguided: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
     """What the figures of an unconditional model are held to: people, and itself without steering."""
-    unguided = model.sample(args.samples, steps=args.calls, seed=1)
     some = np.random.default_rng(0).permutation(len(task.train))[:1000]
     return {
         "calls": args.calls,
@@ -118,7 +120,7 @@ def words(task: Task, model: TextDiffusion, args: argparse.Namespace) -> dict[st
     def steer(field: str, value: str) -> list[Control]:
         return [Want(PHRASES.get((field, value), f"near {value}" if field == "near" else value))]
 
-    return about(task, model, args) | {"rows": by_field(task, model, steer, args)}
+    return by_field(task, model, steer, args)
 
 
 def classifier_of(field: str, task: Task, model: TextDiffusion, args: argparse.Namespace) -> Classifier:
@@ -141,7 +143,7 @@ def labels(task: Task, model: TextDiffusion, args: argparse.Namespace) -> dict[s
         return [Label(found[field], value, args.strength)]
 
     settings = {"strength": args.strength, "classifier_steps": args.classifier_steps}
-    return about(task, model, args) | settings | {"rows": by_field(task, model, steer, args)}
+    return by_field(task, model, steer, args) | settings
 
 
 def length(task: Task, model: TextDiffusion, args: argparse.Namespace) -> dict[str, Any]:
@@ -162,7 +164,7 @@ def length(task: Task, model: TextDiffusion, args: argparse.Namespace) -> dict[s
         **describe(task, [line for _, line in written]),
     }
     print(figures)
-    return about(task, model, args) | figures
+    return about(task, model.sample(args.samples, steps=args.calls, seed=1), args) | figures
 
 
 def masked_middle(line: str, gap: str) -> tuple[str, list[str], list[str]]:

@@ -34,8 +34,8 @@ def fields(title: str, part: dict[str, Any]) -> str:
     lines = [
         f"**{title}** ({part['calls']} steps, model {of_training(part['trained'])}):",
         "",
-        "| field | values | samples | says it | lowest value | people | without steering | and no other value (people) "
-        "| triples | ms a sentence |",
+        "| field | values | samples | says it | lowest value | people | without steering | and no other value (people; "
+        "without steering, of those that say one) | triples | ms a sentence |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in part["rows"]:
@@ -47,7 +47,7 @@ def fields(title: str, part: dict[str, Any]) -> str:
             f"{percent(row['lowest'])} ({row['lowest_value']})",
             percent(row["people"]),
             percent(row["chance"]),
-            f"{percent(row['alone'])} ({percent(row['people_alone'])})",
+            f"{percent(row['alone'])} ({percent(row['people_alone'])}; {percent(row['chance_alone'])})",
             percent(row["triples"]),
             f"{row['ms']:.0f}",
         )

@@ -65,6 +65,7 @@ RULES: dict[tuple[str, str], str] = {
 # Words to want for a value, where it is not enough to say it: frequent ones of the training part.
 PHRASES: dict[tuple[str, str], str] = {
     ("food", "Fast food"): "fast food",
+    ("food", "Indian"): "Indian food",  # not that of Raja Indian Cuisine
     ("priceRange", "moderate"): "moderate price range",
     ("priceRange", "high"): "high price range",
     ("rating", "low"): "low customer rating",
