@@ -80,7 +80,7 @@ def by_field(task: Task, model: TextDiffusion, steer: Steer, args: argparse.Name
             alone += sum(found == [value] for found in said)
             written += lines
         people = [(row.meaning[field], row.line) for row in task.test if field in row.meaning]
-        free = [said for line in unguided if (said := task.matcher.said(line, field))]
+        free = [found for line in unguided if (found := task.matcher.said(line, field))]
         rows.append(
             {
                 "field": field,
@@ -93,7 +93,7 @@ def by_field(task: Task, model: TextDiffusion, steer: Steer, args: argparse.Name
                 "people": sum(task.matcher.says(line, field, value) for value, line in people) / len(people),
                 "people_alone": sum(task.matcher.said(line, field) == [value] for value, line in people) / len(people),
                 "chance": sum(map(len, free)) / len(unguided) / len(values),
-                "chance_alone": sum(len(said) == 1 for said in free) / max(len(free), 1),
+                "chance_alone": sum(len(one) == 1 for one in free) / max(len(free), 1),
                 "ms": 1000 * seconds / len(written),
                 "example": written[0],
                 **describe(task, written),
