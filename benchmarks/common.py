@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,13 @@ RESULTS = ROOT / "benchmarks" / "results.json"
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training run: its weights file, seconds in the training loop, peak memory of the process in MB."""
+    """A finished training run: weights file, seconds in the loop, in all and of the processor, peak memory in MB."""
 
     weights: Path
     steps: int
     seconds: float
     wall_seconds: float
+    cpu_seconds: float
     peak_mb: float
 
 
@@ -55,7 +56,8 @@ def train(folder: Path, dataset: str, steps: int | None = None, flags: Sequence[
     last = max((row for row in rows if "seconds" in row), key=lambda row: row["step"])
     weights = next(folder.glob(f"ema_*_{last['step']:06d}.pt"))
     peak = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return Trained(weights, last["step"], last["seconds"], time.perf_counter() - started, peak)
+    cpu = usage.ru_utime + usage.ru_stime
+    return Trained(weights, last["step"], last["seconds"], time.perf_counter() - started, cpu, peak)
 
 
 def sample(weights: Path, n: int, **how: Any) -> list[str]:
@@ -99,11 +101,33 @@ def machine() -> str:
 
 def commit() -> str:
     """The commit that is measured, `-dirty` if code or data differ from it; figures and documents may."""
-    git = ["git", "-C", str(ROOT)]
-    found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     code = ["src", "scripts", "data", "ckpts", "benchmarks", ":!benchmarks/results.json"]
-    same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code], capture_output=True).returncode == 0
-    return (found or "unknown") + ("" if same else "-dirty")
+    return _said(_git("rev-parse", "--short", "HEAD"), code)
+
+
+def last_commit(paths: Iterable[str]) -> str:
+    """The last commit that changed one of these files, `-dirty` if they differ from it."""
+    code = list(paths)
+    return _said(_git("log", "-1", "--format=%h", "--", *code), code)
+
+
+def _said(found: subprocess.CompletedProcess[str], code: Sequence[str]) -> str:
+    same = _git("diff", "--quiet", "HEAD", "--", *code).returncode == 0
+    return (found.stdout.strip() or "unknown") + ("" if same else "-dirty")
+
+
+def _git(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True)
+
+
+def percent(value: float) -> str:
+    """A share as a percentage with two places."""
+    return f"{100 * value:.2f} %"
+
+
+def line(*cells: object) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def record(name: str, figures: dict[str, Any]) -> None:

@@ -112,11 +112,11 @@ def cheats(lines: Sequence[str], n: int, teacher: CountedTeacher, rng: np.random
     }
 
 
-def animals() -> Task:
-    """The exact corpus with memory."""
-    grammar = Grammar.load(ROOT / "data/animals/grammar.json")
-    lines = [read_lines(ROOT / f"data/animals-{part}.txt") for part in ("train", "test")]
-    return Task("animals", lines[0], lines[1], grammar)
+def exact(name: str) -> Task:
+    """A corpus that is known exactly."""
+    grammar = Grammar.load(ROOT / f"data/{name}/grammar.json")
+    lines = [read_lines(ROOT / f"data/{name}-{part}.txt") for part in ("train", "test")]
+    return Task(name, lines[0], lines[1], grammar)
 
 
 def restaurants(folder: Path) -> Task:
@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         write_split(restaurants(args.folder), args.out)
     elif args.part != "table":
-        task = animals() if args.part == "animals" else restaurants(args.folder)
+        task = exact("animals") if args.part == "animals" else restaurants(args.folder)
         run(task, args.weights, args.teacher, args.samples, args.written, calls)
     table.write()
 

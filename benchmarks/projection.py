@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from common import line
 
 from text_diffusion.config import SIZES, ModelConfig
 from text_diffusion.modeling import EncoderLayer, TransformerNetModel
@@ -53,7 +54,7 @@ def render(results: dict[str, Any]) -> str:
     for size, parameters in sizes.items():
         for n in (2, 8, 64, 512):
             ddp, fsdp = (sent(way, parameters, in_layers(size), n) / 1e6 for way in ("ddp", "fsdp"))
-            lines.append(f"| {size} | {parameters:,} | {n} | {ddp:,.1f} MB | {fsdp:,.1f} MB |")
+            lines.append(line(size, f"{parameters:,}", n, f"{ddp:,.1f} MB", f"{fsdp:,.1f} MB"))
     lines += [
         "",
         "| link, `--size base` | GPUs | ddp: sending, ms | efficiency | fsdp: sending, ms | efficiency |",
@@ -63,5 +64,5 @@ def render(results: dict[str, Any]) -> str:
         for n in gpus:
             ddp, fsdp = (sent(way, sizes["base"], in_layers("base"), n) / speed for way in ("ddp", "fsdp"))
             cells = (f"{1000 * ddp:.1f}", efficiency(ddp), f"{1000 * fsdp:.1f}", efficiency(fsdp))
-            lines.append(f"| {link} | {n} | {' | '.join(cells)} |")
+            lines.append(line(link, n, *cells))
     return "\n".join([*lines, "", f"Computed from the networks measured on {part['machine']}."])

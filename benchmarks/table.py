@@ -13,12 +13,7 @@ import evaluation_table
 import likelihood_table
 import projection
 import recipe_table
-from common import ROOT, results
-
-
-def percent(value: float) -> str:
-    """A share as a percentage with two places."""
-    return f"{100 * value:.2f} %"
+from common import ROOT, percent, results
 
 
 def simple_rows(results: dict[str, Any], name: str, title: str) -> list[str]:

@@ -74,6 +74,7 @@ PRETRAINED = {"init_pretrained": True, "pretrained_embeddings": True, "in_channe
 NO_EMBEDDINGS = {"pretrained_embeddings": False}
 TRAIN_CASES = {
     "objective": Case("autoregressive", "error"),  # of the others set here; what it does is in test_autoregressive
+    "denoiser": Case("modern", "weights"),
     "in_channel": Case(4, "weights"),
     "hidden_size": Case(32, "weights"),
     "num_layers": Case(2, "weights"),

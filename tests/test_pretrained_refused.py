@@ -26,6 +26,7 @@ from text_diffusion import train
         ({"hidden_size": 32}, "--hidden_size must be 16 to start from {bert}, found 32; leave it out"),
         ({"num_layers": 1}, "--num_layers must be 2 to start from {bert}, found 1; leave it out"),
         ({"num_heads": 4}, "--num_heads must be 2 to start from {bert}, found 4; leave it out"),
+        ({"denoiser": "modern"}, "--denoiser must be bert to start from {bert}, found modern; leave it out"),
         ({"norm": "pre"}, "--norm must be post to start from {bert}, found pre; leave it out"),
         ({"activation": "relu"}, "--activation must be gelu to start from {bert}, found relu; leave it out"),
         ({"size": "base"}, "must be"),

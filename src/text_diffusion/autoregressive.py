@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from text_diffusion.condition import Given, condition_table, of_labels, of_source
-from text_diffusion.config import ModelConfig
+from text_diffusion.condition import Given, of_labels, of_source
 from text_diffusion.deterministic import cumulated
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.losses import Noise
 from text_diffusion.memory import in_batches
-from text_diffusion.modeling import LAYER_NORM_EPS, EncoderLayer, through
+from text_diffusion.modeling import Transformer
 from text_diffusion.randomness import Stream, draw, uniform
 
 if TYPE_CHECKING:
@@ -30,42 +29,10 @@ if TYPE_CHECKING:
 AT_ONCE = 256  # sentences, if not said otherwise
 
 
-class WordTransformer(nn.Module):
-    """Predicts words from words; embeddings, layers and the tied head are those of the denoiser.
+class WordTransformer(Transformer):
+    """Predicts words from words; a source is read before the first word."""
 
-    Args:
-        config: sizes and choices.
-        vocab_size: V.
-        sequence_len: largest L.
-        conditions: how many labels, or how many tokens in a source, which is read before the first word.
-    """
-
-    causal: bool
-
-    def __init__(self, config: ModelConfig, vocab_size: int, sequence_len: int, conditions: int = 0) -> None:
-        super().__init__()
-        D, H = config.in_channel, config.hidden_size
-        self.config = config
-        self.sequence_len = sequence_len
-        self.gradient_checkpointing = False
-
-        self.word_embedding = nn.Embedding(vocab_size, D)
-        self.lm_head = nn.Linear(D, vocab_size)
-        self.lm_head.weight = self.word_embedding.weight
-        self.input_up_proj = nn.Sequential(nn.Linear(D, H), nn.Tanh(), nn.Linear(H, H))
-        self.position_embeddings = nn.Embedding(sequence_len, H)
-        self.LayerNorm = nn.LayerNorm(H, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(EncoderLayer(config, self.causal) for _ in range(config.num_layers))
-        self.final_norm = nn.LayerNorm(H, eps=LAYER_NORM_EPS) if config.norm == "pre" else nn.Identity()
-        self.output_down_proj = nn.Sequential(nn.Linear(H, H), nn.Tanh(), nn.Linear(H, D))
-        if config.condition != "none":
-            self.condition = condition_table(conditions, H)
-
-    @property
-    def embeddings(self) -> Tensor:
-        """E, (V, D)."""
-        return self.word_embedding.weight
+    timed = False
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """E(w), ids (B, L) -> (B, L, D)."""
@@ -75,15 +42,13 @@ class WordTransformer(nn.Module):
     def forward(self, input_ids: Tensor, condition: Tensor | None = None) -> Tensor:
         """Scores of a word for each position, given labels or sources: (B, n) -> (B, n, V)."""
         n = input_ids.shape[1]
-        h = self.input_up_proj(self.embed(input_ids)) + self.position_embeddings.weight[:n]  # (B, n, H)
+        h = self.placed(self.embed(input_ids))  # (B, n, H)
         if self.config.condition == "labels":
             h = h + of_labels(self.condition.weight, condition)
         if self.config.condition == "source":
             known = of_source(self.word_embedding, self.condition.weight, condition, len(h))
             h = torch.cat([self.input_up_proj(known) + self.condition.weight, h], dim=1)  # (B, S + n, H)
-        h = self.dropout(self.LayerNorm(h))
-        h = through(self.layers, h, self.gradient_checkpointing)
-        logits: Tensor = self.lm_head(self.output_down_proj(self.final_norm(h[:, -n:])))
+        logits: Tensor = self.lm_head(self.output_down_proj(self.encode(h)[:, -n:]))
         return logits
 
 

@@ -134,16 +134,16 @@ def load_weights(path: Path, device: torch.device, tokenizer: str = "") -> Weigh
 def _assemble(contents: dict[str, Any], tokenizer: Tokenizer, device: torch.device, path: Path) -> Weights:
     """Model and process from the contents of a weights file."""
     state, diffusion_config = contents["state"], build(DiffusionConfig, contents["diffusion"])
-    rows, positions = state["word_embedding.weight"].shape[0], state["position_embeddings.weight"].shape[0]
+    rows, length = state["word_embedding.weight"].shape[0], contents["sequence_len"]
     if tokenizer.vocab_size != rows:
         raise UserError(f"{path}: expected a tokenizer with {rows} tokens, found one with {tokenizer.vocab_size}")
     config = build(ModelConfig, {"objective": "diffusion_lm"}, contents["model"])  # once there was no other
+    positions = length if config.denoiser == "modern" else len(state["position_embeddings.weight"])
+    if not isinstance(length, int) or not 3 <= length <= positions:
+        raise UserError(f"{path}: expected a sentence length between 3 and {positions}, found {length!r}")
     with torch.device("meta"):  # no time spent on random weights that are about to be replaced
         conditions = len(state["condition.weight"]) if config.condition != "none" else 0
         model = OBJECTIVES[config.objective].network(config, rows, positions, conditions)
-    length = contents["sequence_len"]
-    if not isinstance(length, int) or not 3 <= length <= positions:
-        raise UserError(f"{path}: expected a sentence length between 3 and {positions}, found {length!r}")
     load_state(model, state, path)
     betas = named_betas(diffusion_config.noise_schedule, diffusion_config.diffusion_steps)
     diffusion = GaussianDiffusion(betas, device, time_scale=contents.get("time_scale"))

@@ -47,13 +47,18 @@ class ModelConfig(Options):
         "what is learned: to denoise, as Diffusion-LM does or as probabilities of words; hidden words; the next word",
         choices=("diffusion_lm", "cross_entropy", "masked", "autoregressive"),
     )
+    denoiser: str = option(
+        "bert",
+        "layers of the network: BERT's, or those of today (RMSNorm, RoPE, AdaLN-Zero, gated)",
+        choices=("bert", "modern"),
+    )
     in_channel: int = option(32, "D, size of the word embeddings that are diffused", low=1)
     hidden_size: int = option(128, "H, width of the transformer", low=1)
     num_layers: int = option(3, "transformer layers", low=1)
     num_heads: int = option(4, "attention heads; they share H", low=1)
     num_channels: int = option(128, "size of the sinusoidal time embedding", low=2)
-    activation: str = option("relu", "activation of the feed-forward layers", choices=("relu", "gelu"))
-    norm: str = option("pre", "layer norm before each sub-layer, or after it as in BERT", choices=("pre", "post"))
+    activation: str = option("relu", "bert: activation of the feed-forward layers", choices=("relu", "gelu"))
+    norm: str = option("pre", "bert: layer norm before each sub-layer, or after it", choices=("pre", "post"))
     dropout: float = option(0.0, "dropout probability", low=0.0, high=0.95)
     self_condition: bool = option(True, "the denoiser also sees its previous estimate of x_0")
     output_prior: bool = option(True, "cross_entropy: a word's score knows how near its embedding is to x_t")
@@ -85,6 +90,11 @@ class ModelConfig(Options):
         if self.hidden_size % self.num_heads:
             raise UserError(
                 f"--hidden_size must be a multiple of --num_heads ({self.num_heads}), found {self.hidden_size}"
+            )
+        if self.denoiser == "modern" and self.hidden_size // self.num_heads % 2:
+            raise UserError(
+                "--denoiser modern expects an even number of entries in a head, --hidden_size over --num_heads, found "
+                f"{self.hidden_size // self.num_heads}"
             )
 
 

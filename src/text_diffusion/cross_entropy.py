@@ -52,7 +52,8 @@ class WordDenoiser(TransformerNetModel):
 
     def __init__(self, config: ModelConfig, vocab_size: int, sequence_len: int, conditions: int = 0) -> None:
         super().__init__(config, vocab_size, sequence_len, conditions)
-        nn.init.normal_(self.position_embeddings.weight, std=POSITION_STD)
+        if config.denoiser == "bert":
+            nn.init.normal_(self.position_embeddings.weight, std=POSITION_STD)
         nn.init.zeros_(self.lm_head.bias)
 
     @property

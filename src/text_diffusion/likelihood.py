@@ -181,6 +181,16 @@ def measure(model: TextDiffusion, text: Text, config: LikelihoodConfig) -> Figur
     return Figures(lines, process.timesteps, kl.cpu(), process.timesteps[handover])
 
 
+def figures_of(model: Writer, text: Text, config: LikelihoodConfig) -> Figures:
+    """What there is to be known of each line, of a model of any kind."""
+    if isinstance(model, Autoregressive):
+        return measure_exactly(model, text, config)
+    if isinstance(model, Masked):
+        nats = mean_bound(model.model, text.ids.to(model.device), config.paths, config.seed)
+        return Figures({"bound": nats.cpu() / BIT}, [], torch.zeros(0), 0)
+    return measure(model, text, config)
+
+
 @torch.no_grad()
 def measure_exactly(model: Autoregressive, text: Text, config: LikelihoodConfig) -> Figures:
     """-log P(w) itself, of a model that writes from left to right."""
@@ -283,13 +293,7 @@ def command(argv: Sequence[str] | None) -> None:
     true = true_bits(Path(config.grammar), text.lines) if config.grammar else None
     if config.json:
         check_writable(Path(config.json).parent)
-    if isinstance(model, Autoregressive):
-        figures = measure_exactly(model, text, config)
-    elif isinstance(model, Masked):
-        nats = mean_bound(model.model, text.ids.to(model.device), config.paths, config.seed)
-        figures = Figures({"bound": nats.cpu() / BIT}, [], torch.zeros(0), 0)
-    else:
-        figures = measure(model, text, config)
+    figures = figures_of(model, text, config)
     if true is not None:
         first = figures.lines["exact" if "exact" in figures.lines else "bound"]
         figures.lines.update(true=true, gap=first - true)

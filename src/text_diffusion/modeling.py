@@ -2,8 +2,9 @@
 
 Shapes: x (B, L, D), h (B, L, H), ids (B, L), t (B,), heads are written A and have H / A entries each.
 
-Two shapes of encoder. `norm="post"` is BERT's (Devlin et al. 2018; the original's denoiser): LN(h + sublayer(h)).
-`norm="pre"` is h + sublayer(LN(h)) with one more LN at the end (Xiong et al. 2020, arXiv 2002.04745).
+Two shapes of encoder here. `norm="post"` is BERT's (Devlin et al. 2018; the original's denoiser): LN(h + sublayer(h)).
+`norm="pre"` is h + sublayer(LN(h)) with one more LN at the end (Xiong et al. 2020, arXiv 2002.04745). Layers of
+another kind are in `modern`.
 """
 
 from __future__ import annotations
@@ -18,15 +19,14 @@ from torch.utils.checkpoint import checkpoint
 
 from text_diffusion.condition import condition_table, of_labels, of_source
 from text_diffusion.config import ModelConfig
+from text_diffusion.modern import EPS, ModernLayer, TimeModulation, feed_forward_width, rotation
 
 LAYER_NORM_EPS = 1e-12  # BERT's
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
-class TransformerNetModel(nn.Module):
-    """f: predicts the clean embeddings x_0 of every position from x_t, all of them attending to all.
-
-    Pads are tokens like others: they are attended to and predicted, in training as in sampling.
+class Transformer(nn.Module):
+    """What all networks here consist of: embeddings, a tied head, and an encoder between two projections.
 
     Args:
         config: sizes and choices.
@@ -35,7 +35,8 @@ class TransformerNetModel(nn.Module):
         conditions: how many labels, or how many tokens in a source (see `condition`).
     """
 
-    noisy_start = True  # x_0 is E(w) and the first, smallest noise (Diffusion-LM section 4.1)
+    timed: bool  # whether it is told the time
+    causal: bool  # whether each position sees itself and those before it only
 
     def __init__(self, config: ModelConfig, vocab_size: int, sequence_len: int, conditions: int = 0) -> None:
         super().__init__()
@@ -48,14 +49,21 @@ class TransformerNetModel(nn.Module):
         self.lm_head = nn.Linear(D, vocab_size)
         self.lm_head.weight = self.word_embedding.weight  # tied: what a word is, is how it is recognised
 
-        inputs = 2 * D if config.self_condition else D
-        self.time_embed = nn.Sequential(nn.Linear(C, 4 * C), nn.SiLU(), nn.Linear(4 * C, H))
+        inputs = 2 * D if self.timed and config.self_condition else D
+        if self.timed:
+            self.time_embed = nn.Sequential(nn.Linear(C, 4 * C), nn.SiLU(), nn.Linear(4 * C, H))
         self.input_up_proj = nn.Sequential(nn.Linear(inputs, H), nn.Tanh(), nn.Linear(H, H))
-        self.position_embeddings = nn.Embedding(sequence_len, H)
-        self.LayerNorm = nn.LayerNorm(H, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
-        self.final_norm = nn.LayerNorm(H, eps=LAYER_NORM_EPS) if config.norm == "pre" else nn.Identity()
+        if config.denoiser == "modern":
+            width = feed_forward_width(config, self.timed)
+            self.layers = nn.ModuleList(ModernLayer(config, width, self.causal) for _ in range(config.num_layers))
+            self.time_modulation = TimeModulation(H) if self.timed else None
+            self.final_norm: nn.Module = nn.RMSNorm(H, eps=EPS)
+        else:
+            self.position_embeddings = nn.Embedding(sequence_len, H)
+            self.LayerNorm = nn.LayerNorm(H, eps=LAYER_NORM_EPS)
+            self.layers = nn.ModuleList(EncoderLayer(config, self.causal) for _ in range(config.num_layers))
+            self.final_norm = nn.LayerNorm(H, eps=LAYER_NORM_EPS) if config.norm == "pre" else nn.Identity()
         self.output_down_proj = nn.Sequential(nn.Linear(H, H), nn.Tanh(), nn.Linear(H, D))
         if config.condition != "none":
             self.condition = condition_table(conditions, H)
@@ -64,6 +72,32 @@ class TransformerNetModel(nn.Module):
     def embeddings(self) -> Tensor:
         """E, (V, D)."""
         return self.word_embedding.weight
+
+    def placed(self, x: Tensor) -> Tensor:
+        """The sentence as it enters the layers, (B, L, D or 2D) -> (B, L, H), with positions if these are learned."""
+        h: Tensor = self.input_up_proj(x)
+        return h if self.config.denoiser == "modern" else h + self.position_embeddings.weight[: x.shape[1]]
+
+    def encode(self, h: Tensor, time: Tensor | None = None) -> Tensor:
+        """Through all layers, (B, n, H) -> (B, n, H); time (B, 1, H), of a network that is told it."""
+        given: tuple[Tensor | None, ...] = ()
+        if self.config.denoiser == "modern":
+            turns = rotation(h.shape[1], h.shape[2] // self.config.num_heads, h.device)
+            given = turns, None if self.time_modulation is None else self.time_modulation(time)
+        else:
+            h = self.LayerNorm(h if time is None else h + time)
+        encoded: Tensor = self.final_norm(through(self.layers, self.dropout(h), self.gradient_checkpointing, *given))
+        return encoded
+
+
+class TransformerNetModel(Transformer):
+    """f: predicts the clean embeddings x_0 of every position from x_t, all of them attending to all.
+
+    Pads are tokens like others: they are attended to and predicted, in training as in sampling.
+    """
+
+    timed, causal = True, False
+    noisy_start = True  # x_0 is E(w) and the first, smallest noise (Diffusion-LM section 4.1)
 
     def get_embeds(self, input_ids: Tensor) -> Tensor:
         """E(w), ids (B, L) -> (B, L, D)."""
@@ -93,14 +127,12 @@ class TransformerNetModel(nn.Module):
         time = self.time_embed(timestep_embedding(timesteps, self.config.num_channels))[:, None]  # (B, 1, H)
         if self.config.condition == "labels":
             time = time + of_labels(self.condition.weight, condition)
-        h = self.input_up_proj(x_t) + self.position_embeddings.weight[:L] + time  # (B, L, H)
+        h = self.placed(x_t)  # (B, L, H)
         if self.config.condition == "source":
             known = of_source(self.get_embeds, self.condition.weight, condition, len(h))
             known = known.repeat(1, 1, 2) if self.config.self_condition else known  # it is its own estimate
-            h = torch.cat([self.input_up_proj(known) + self.condition.weight + time, h], dim=1)  # (B, S + L, H)
-        h = self.dropout(self.LayerNorm(h))
-        h = through(self.layers, h, self.gradient_checkpointing)
-        x_start: Tensor = self.output_down_proj(self.final_norm(h[:, -L:]))  # (B, L, D)
+            h = torch.cat([self.input_up_proj(known) + self.condition.weight, h], dim=1)  # (B, S + L, H)
+        x_start: Tensor = self.output_down_proj(self.encode(h, time)[:, -L:])  # (B, L, D)
         return x_start
 
     def without_estimate(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
@@ -114,11 +146,11 @@ class TransformerNetModel(nn.Module):
         return self.get_logits(self(x_t, timesteps, x_self, condition=condition)).float().log_softmax(dim=-1)
 
 
-def through(layers: nn.ModuleList, h: Tensor, gradient_checkpointing: bool) -> Tensor:
+def through(layers: nn.ModuleList, h: Tensor, gradient_checkpointing: bool, *given: Tensor | None) -> Tensor:
     """One layer after the other, (B, L, H) -> (B, L, H); each again for its gradient, if memory is short."""
     for layer in layers:
         again = gradient_checkpointing and torch.is_grad_enabled()
-        h = checkpoint(layer, h, use_reentrant=False) if again else layer(h)
+        h = checkpoint(layer, h, *given, use_reentrant=False) if again else layer(h, *given)
     return h
 
 

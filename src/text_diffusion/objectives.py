@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from text_diffusion.autoregressive import CausalTransformer, WordTransformer, autoregressive_loss
-from text_diffusion.config import DiffusionConfig
+from text_diffusion.config import DiffusionConfig, ModelConfig
 from text_diffusion.cross_entropy import WordDenoiser, cross_entropy_loss
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
@@ -77,14 +77,21 @@ OBJECTIVES = {
 }
 
 
-def check_foreign(objective: str, given: Collection[str]) -> None:
-    """Refuse settings that belong to other objectives.
+OF_BERT = ("activation", "norm")
+
+
+def check_foreign(config: ModelConfig, given: Collection[str]) -> None:
+    """Refuse settings that belong to other objectives, or to the other denoiser.
 
     Raises:
         UserError: naming the first of them.
     """
-    for name in OBJECTIVES[objective].foreign:
+    for name in OBJECTIVES[config.objective].foreign:
         if name in given:
             raise UserError(
-                f"--{name} belongs to another objective: leave it out with --objective {objective}, or take another"
+                f"--{name} belongs to another objective: leave it out with --objective {config.objective}, or take "
+                "another"
             )
+    for name in OF_BERT if config.denoiser == "modern" else ():
+        if name in given:
+            raise UserError(f"--{name} belongs to --denoiser bert: leave it out with --denoiser modern")

@@ -182,6 +182,7 @@ def _of_encoder(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         "hidden_size": H,
         "num_layers": config["num_hidden_layers"],
         "num_heads": A,
+        "denoiser": "bert",
         "activation": config["hidden_act"],
         "norm": "post",
         "dropout": float(config["hidden_dropout_prob"]),

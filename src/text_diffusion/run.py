@@ -156,7 +156,7 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
     start = ranks.on_first(lambda: pretrained.find(given)) if opt is None else None
     saved = start.settings if start else _saved(opt, given, folder, ranks)
     model_config = settings.build(ModelConfig, saved, given)
-    check_foreign(model_config.objective, given)
+    check_foreign(model_config, given)
     diffusion_config = settings.build(DiffusionConfig, OBJECTIVES[model_config.objective].process, saved, given)
     data_config = settings.build(DataConfig, saved, given)
     config = settings.build(TrainConfig, saved, given)
@@ -226,10 +226,10 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
 
 
 def _saved(opt: dict[str, Any] | None, given: dict[str, Any], folder: Path, ranks: Ranks) -> dict[str, Any]:
-    """The settings of the run that goes on, none of which is contradicted; none of a new one."""
+    """The settings of the run that goes on, where older ones do not say all, none contradicted; none of a new one."""
     if opt is None:
         return {}
-    saved: dict[str, Any] = {"condition": "none", "drop_condition": 0.1, "source_len": 0}  # what older runs do not say
+    saved: dict[str, Any] = {"denoiser": "bert", "condition": "none", "drop_condition": 0.1, "source_len": 0}
     saved |= {"pretrained_model": "", **dict.fromkeys(pretrained.FLAGS[1:], False)}
     for group in opt["settings"].values():
         saved |= group

@@ -173,7 +173,10 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
     settings.add_options(parser, *GROUPS)
     given = vars(parser.parse_args(argv))
     size = given.pop("size")
-    return (settings.SIZES[size] if size else {}) | given
+    sizes = dict(settings.SIZES[size]) if size else {}
+    if given.get("denoiser") == "modern":
+        sizes.pop("activation", None)  # which it has only one of
+    return sizes | given
 
 
 def command(argv: Sequence[str] | None) -> None:
