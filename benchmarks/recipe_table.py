@@ -60,7 +60,8 @@ def of_text(rows: list[dict[str, Any]], best: dict[str, float]) -> list[str]:
         cells += [sampled(own, at[-1], name, 100, 1) for name in ("unique", "novel")]
         lines.append(line(way, len(own), f"{own[0]['steps']:,}", *cells))
     shown = [f"{best[name]:.3f}" if name in best else "" for name in ("js_3", "mauve")]
-    cells = ["", "", "", shown[0], "", "", shown[1], *(percent(best[name]) for name in ("unique", "novel"))]
+    shares = [percent(best[name]) if name in best else "" for name in ("unique", "novel")]
+    cells = ["", "", "", shown[0], "", "", shown[1], *shares]
     return [*lines, line("*held-out lines*", "", "", *cells)]
 
 
@@ -71,11 +72,12 @@ def by_way(rows: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]
 
 
 def sampled(rows: Sequence[dict[str, Any]], calls: int, name: str, factor: float, places: int) -> str:
-    """A figure of samples at a number of calls; one that has but one number of calls, there or at the next above."""
+    """A figure of samples at a number of calls; a way that has one number only stands in one of the columns."""
     values = [one[name] for row in rows for one in row["samplings"] if one["calls"] == calls and name in one]
     note = ""
     for only in (row["samplings"][0] for row in rows if len(row["samplings"]) == 1):
-        if min((shown for shown in CALLS if shown >= only["calls"]), default=CALLS[-1]) == calls:
+        above = min((shown for shown in CALLS if shown >= only["calls"]), default=CALLS[-1])
+        if calls == {"valid": above, "js_3": CALLS[-1], "mauve": CALLS[-1]}.get(name, calls if calls >= ELSE_AT else 0):
             values.append(only[name])
             note = f" ({only['calls']} calls)"
     unit = " %" if factor == 100 else ""
