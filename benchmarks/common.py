@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import multiprocessing
 import os
@@ -101,23 +102,19 @@ def machine() -> str:
 
 def commit() -> str:
     """The commit that is measured, `-dirty` if code or data differ from it; figures and documents may."""
+    git = ["git", "-C", str(ROOT)]
+    found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     code = ["src", "scripts", "data", "ckpts", "benchmarks", ":!benchmarks/results.json"]
-    return _said(_git("rev-parse", "--short", "HEAD"), code)
+    same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code], capture_output=True).returncode == 0
+    return (found or "unknown") + ("" if same else "-dirty")
 
 
-def last_commit(paths: Iterable[str]) -> str:
-    """The last commit that changed one of these files, `-dirty` if they differ from it."""
-    code = list(paths)
-    return _said(_git("log", "-1", "--format=%h", "--", *code), code)
-
-
-def _said(found: subprocess.CompletedProcess[str], code: Sequence[str]) -> str:
-    same = _git("diff", "--quiet", "HEAD", "--", *code).returncode == 0
-    return (found.stdout.strip() or "unknown") + ("" if same else "-dirty")
-
-
-def _git(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True)
+def fingerprint(paths: Iterable[Path]) -> str:
+    """Changes with the contents of these files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def percent(value: float) -> str:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import numpy as np
 import table
 import torch
-from common import last_commit, machine, record, results, train
+from common import ROOT, fingerprint, machine, record, results, train
 from evaluation import Task, exact, restaurants, write_split
 from quality import simple_figures
 from speed import alternately, ratio
@@ -176,7 +176,7 @@ def measured(task: Task, way: str, seed: int, args: argparse.Namespace, known: d
 
 def code_of(args: argparse.Namespace) -> dict[str, Any]:
     """What must be the same for a row to stay."""
-    code = last_commit(f"src/text_diffusion/{name}.py" for name in CODE)
+    code = fingerprint(ROOT / f"src/text_diffusion/{name}.py" for name in CODE)
     return {"code": code, "budget": args.steps, "samples": args.samples, "lines": args.lines}
 
 
@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measure(task: Task, way: str, seed: int, args: argparse.Namespace) -> None:
     """A row, unless it is there."""
     want = {"way": way, "dataset": task.name, **code_of(args)}
-    same = [row for row in kept()["rows"] if want.items() <= row.items() and not row["code"].endswith("-dirty")]
+    same = [row for row in kept()["rows"] if want.items() <= row.items()]
     if any(row["seed"] == seed for row in same):
         print(f"{task.name}, {way}, seed {seed}: there already", flush=True)
         return
