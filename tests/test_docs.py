@@ -10,7 +10,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # Messages of other programs, and symptoms.
-FOREIGN = ("No module named", "mpi.h", "not enough slots", "NCCL", "has no attribute", "tT_loss", "[PAD]", "[UNK]")
+FOREIGN = (
+    "No module named", "mpi.h", "not enough slots", "NCCL", "has no attribute", "tT_loss", "[PAD]", "[UNK]",
+    "BAD TERMINATION", "Abort(", "DistNetworkError",
+)  # fmt: skip
 
 
 def quoted() -> list[str]:

@@ -111,26 +111,39 @@ def test_run_in_a_bucket(
     assert capsys.readouterr().out.splitlines()[-1] == f"written the decoded output to {bucket}/run/{name}"
 
 
+def train_on_two(zygote: Zygote, corpus: Path, folder: str, steps: int, **env: str) -> str:
+    """Two ranks with shards; what the first says."""
+    given = train_flags(corpus, Path("there"), **OPTIONS | {"steps": steps, "eval_interval": 0, "parallel": "fsdp"})
+    given[given.index("there")] = folder
+    ranks = start_ranks(zygote, *[["train", *given]] * 2, **env)
+    assert ended(ranks) == [0, 0], [rank.err for rank in ranks]
+    return ranks[0].err
+
+
+@pytest.fixture(scope="module")
+def sharded(zygote: Zygote, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two ranks with shards that has ended at step 4 and was extended to 6."""
+    folder = tmp_path_factory.mktemp("runs") / "sharded"
+    for steps in (4, 6):
+        train_on_two(zygote, corpus, str(folder), steps)
+    return folder
+
+
 def test_shards_in_a_bucket(
-    bucket: str, server: Server, zygote: Zygote, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: str, server: Server, sharded: Path, zygote: Zygote, corpus: Path, tmp_path: Path
 ) -> None:
     """Each rank's are there, those of removed checkpoints are not; two ranks that have never seen the run go on from
     them as they would in a folder."""
-    folder = tmp_path / "plain"
     names = ("AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT", "BLOBFILE_FORCE_GOOGLE_ANONYMOUS_AUTH")
     env = {name: os.environ[name] for name in names} | {"STORE_PORT": str(server.port)}
     for steps in (4, 6):
-        for place in (str(folder), f"{bucket}/run"):
-            given = train_flags(corpus, folder, **OPTIONS | {"steps": steps, "eval_interval": 0, "parallel": "fsdp"})
-            given[given.index(str(folder))] = place
-            env["XDG_CACHE_HOME"] = str(tmp_path / f"machine that makes {steps} steps")
-            ranks = start_ranks(zygote, *[["train", *given]] * 2, **env)
-            assert ended(ranks) == [0, 0], [rank.err for rank in ranks]
-    assert "going on from step 4" in ranks[0].err
+        cache = str(tmp_path / f"machine that makes {steps} steps")
+        err = train_on_two(zygote, corpus, f"{bucket}/run", steps, XDG_CACHE_HOME=cache, **env)
+    assert "going on from step 4" in err
     there = fetched(f"{bucket}/run", tmp_path / "fetched")
-    assert same(weights_of(there, "*6.pt"), weights_of(folder, "*6.pt"))
+    assert same(weights_of(there, "*6.pt"), weights_of(sharded, "*6.pt"))
     for name in ("opt000004.shards", "opt000006.shards"):
-        assert listed(f"{bucket}/run/{name}") == {path.name for path in (folder / name).iterdir()}
+        assert listed(f"{bucket}/run/{name}") == {path.name for path in (sharded / name).iterdir()}
     assert listed(f"{bucket}/run/opt000002.shards") == set()
 
 
