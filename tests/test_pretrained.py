@@ -13,6 +13,7 @@ from berts import HEADS, LAYERS, VOCAB, WHOLE, WORDS_TOO, H, argv, go, save_bert
 from safetensors.torch import load_file
 from toy import LINES, contents, everything, same, stop_at, weights_of
 from transformers import BertForMaskedLM, BertModel, BertTokenizerFast
+from zygote import Zygote, ended, start_ranks
 
 from text_diffusion import pretrained, train
 from text_diffusion.config import ModelConfig, build
@@ -185,3 +186,18 @@ def test_stopped_run_is_the_same(bert: Path, corpus: Path, tmp_path: Path) -> No
     shutil.rmtree(own)
     go(corpus, tmp_path / "stopped", **usual)
     assert same(everything(tmp_path / "whole", 4), everything(tmp_path / "stopped", 4))
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_frozen_on_two_ranks(parallel: str, bert: Path, corpus: Path, tmp_path: Path, zygote: Zygote) -> None:
+    """Rank 0 reads the folder; whole or in shards, what is frozen stays, in a run that was stopped too."""
+    usual = {"pretrained_model": bert, "freeze_embeddings": True, "weight_decay": 0.5, "lr": 0.1, "parallel": parallel}
+    for steps in (2, 4):
+        command = ["train", *argv(corpus, tmp_path / "run", **usual, **WHOLE, **WORDS_TOO, steps=steps)]
+        processes = start_ranks(zygote, command, command)
+        assert ended(processes) == [0, 0], [process.err for process in processes]
+    frozen = network(bert, pretrained_embeddings=True).state_dict()["word_embedding.weight"]
+    trained = load_file(bert / "model.safetensors")["encoder.layer.0.output.dense.weight"]
+    for state in weights_of(tmp_path / "run").values():
+        assert torch.equal(state["word_embedding.weight"], frozen)
+        assert not torch.equal(state["layers.0.output.weight"], trained)
