@@ -26,13 +26,13 @@ def render(results: dict[str, Any]) -> str:
 
 def of_training(about: dict[str, Any]) -> str:
     """How long a model has learned."""
-    return f"trained for {about['seconds'] / 60:.0f} minutes" if about["seconds"] else "trained elsewhere"
+    return f"`{about['weights']}`" + (f", trained for {about['seconds'] / 60:.0f} minutes" if about["seconds"] else "")
 
 
 def fields(title: str, part: dict[str, Any]) -> str:
     """Each field: success beside people's, and what became of the sentences."""
     lines = [
-        f"**{title}** ({part['calls']} steps, model {of_training(part['trained'])}):",
+        f"**{title}** ({part['calls']} steps, {of_training(part['trained'])}):",
         "",
         "| field | values | samples | says it | lowest value | people | without steering | and no other value (people; "
         "without steering, of those that say one) | triples | ms a sentence |",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,12 +104,13 @@ def trained(folder: Path, text: str, ending: str, steps: int, flags: Sequence[st
 
 
 def seconds_of(weights: Path) -> float | None:
-    """In the training loop, if the run's log lies beside its weights."""
+    """In the training loop until these weights, if the run's log lies beside them."""
     log = weights.parent / "metrics.jsonl"
-    if not log.is_file():
+    step = re.fullmatch(r".*_0*(\d+)", weights.stem)
+    if not log.is_file() or not step:
         return None
-    found = [row["seconds"] for row in map(json.loads, log.read_text().splitlines()) if "seconds" in row]
-    return float(found[-1]) if found else None
+    found = [row for row in map(json.loads, log.read_text().splitlines()) if "seconds" in row]
+    return max((row["seconds"] for row in found if row["step"] <= int(step[1])), default=None)
 
 
 def free_model(args: argparse.Namespace) -> tuple[TextDiffusion, dict[str, Any]]:
@@ -119,4 +121,4 @@ def free_model(args: argparse.Namespace) -> tuple[TextDiffusion, dict[str, Any]]
     else:
         about = {"weights": str(args.weights), "seconds": seconds_of(args.weights)}
     model = load_diffusion(str(args.weights))
-    return model, {"name": args.weights.name, "seconds": about["seconds"]}
+    return model, {"weights": args.weights.name, "seconds": about["seconds"]}

@@ -162,7 +162,7 @@ def test_every_part_at_toy_size(corpus: Path, tmp_path: Path) -> None:
         classifier_steps=1, batch=1,
     )  # fmt: skip
     model = load_diffusion(args.weights)
-    about = {"machine": "a machine", "trained": {"name": "ema", "seconds": 60.0}}
+    about = {"machine": "a machine", "trained": {"weights": "ema.pt", "seconds": 60.0}}
     results = {f"control_e2e_{name}": about | part(task, model, args) for name, part in control_e2e.PARTS.items()}
     assert [row["field"] for row in results["control_e2e_words"]["rows"]] == list(FIELDS)
     for row in results["control_e2e_words"]["rows"]:
