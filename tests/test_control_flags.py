@@ -151,7 +151,7 @@ def test_contradictions_are_found_before_the_work(
         (GUIDED | {"label": "red|green"}, "the classifier knows: blue, new, old, raw, red; found 'green'"),
         (GUIDED | {"model_name_or_path": "OTHER"}, "expected a classifier of these weights, found that of ema_0.9_"),
         ({"template": "The red fig is hot and [GAP]"}, "does not know: and; leave them out, or take them as unknown"),
-        ({"template": "The purple fig is mild"}, "words that the model does not know: purple, mild; leave them out"),
+        ({"template": "The purple fig is mild."}, "words that the model does not know: purple, mild; leave them out"),
         ({"template": "The purple fig.", "allow_unk": True}, "--allow_unk expects a model that met unknown words"),
         ({"template": "The red fig is hot. The red fig."}, "must fit into 8 tokens, the length of the model's sen"),
         ({"template": "The [GAP] is [GAP:7]"}, "must fit into 8 tokens, the length of the model's sentences, found at"),

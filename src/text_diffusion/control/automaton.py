@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from text_diffusion.control.template import Gap, Known
-from text_diffusion.control.vocabulary import Mask, Vocabulary
+from text_diffusion.control.vocabulary import Mask, Vocabulary, bare
 
 ANYTHING = (Gap(1, None),)  # the template of every sentence
 
@@ -218,9 +218,3 @@ def _reaching(end: State, edges: list[tuple[State, int, State]]) -> set[State]:
                 alive.add(state)
                 queue.append(state)
     return alive
-
-
-def bare(word: str) -> str:
-    """A word without the punctuation around it."""
-    kept = [i for i, letter in enumerate(word) if letter.isalnum()]
-    return word[kept[0] : kept[-1] + 1] if kept else word

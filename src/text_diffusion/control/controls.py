@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from text_diffusion.condition import Given, Guided
-from text_diffusion.control.automaton import Automaton, Builder, Demands, bare
+from text_diffusion.control.automaton import Automaton, Builder, Demands
 from text_diffusion.control.classifier import Label
 from text_diffusion.control.given import Labelled, Sources, given_of
 from text_diffusion.control.posterior import Accepting
 from text_diffusion.control.steering import InnerSteps, Predict, Score, Steered, embeddings
 from text_diffusion.control.template import Gap, Known, parse
-from text_diffusion.control.vocabulary import Vocabulary
+from text_diffusion.control.vocabulary import Vocabulary, bare, named
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.modeling import TransformerNetModel
@@ -336,7 +336,7 @@ def _edited(edit: Edit, writer: TextDiffusion, length: int) -> tuple[Tensor, flo
     vocabulary, tokenizer = Vocabulary(writer.tokenizer), writer.tokenizer
     words, unknown = vocabulary.spell(edit.text, first=True)
     if unknown:
-        raise UserError(f"--edit has words that the model does not know: {', '.join(dict.fromkeys(unknown))}")
+        raise UserError(f"--edit has words that the model does not know: {named(unknown)}")
     ids = [tokenizer.cls_id, *words, tokenizer.sep_id]
     if not words or len(ids) > length:
         raise UserError(

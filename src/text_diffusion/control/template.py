@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from text_diffusion.control.vocabulary import Vocabulary
+from text_diffusion.control.vocabulary import Vocabulary, named
 from text_diffusion.errors import UserError
 from text_diffusion.tokenizer import Tokenizer
 
@@ -74,7 +74,7 @@ def parse(text: str, vocabulary: Vocabulary, allow_unk: bool = False) -> Parsed:
         place = match.end()
     if unknown and not allow_unk:
         raise UserError(
-            f"--template {text!r} has words that the model does not know: {', '.join(dict.fromkeys(unknown))}; "
+            f"--template {text!r} has words that the model does not know: {named(unknown)}; "
             "leave them out, or take them as unknown with --allow_unk"
         )
     return Parsed(tuple(items), tuple(unknown))

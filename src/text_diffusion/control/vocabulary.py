@@ -6,6 +6,7 @@ space before them, for those that join the word before unless they say otherwise
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -90,3 +91,14 @@ class Vocabulary:
 
 def _is_solid(text: str) -> bool:
     return bool(text) and not any(map(str.isspace, text))
+
+
+def bare(word: str) -> str:
+    """A word without the punctuation around it."""
+    kept = [i for i, letter in enumerate(word) if letter.isalnum()]
+    return word[kept[0] : kept[-1] + 1] if kept else word
+
+
+def named(words: Sequence[str]) -> str:
+    """Words for a message: each once, without the punctuation around it."""
+    return ", ".join(dict.fromkeys(map(bare, words)))
