@@ -181,24 +181,21 @@ def render_growth(results: dict[str, Any]) -> str:
 
 
 def render_faults(results: dict[str, Any]) -> str:
-    """Runs that were killed; those under mpiexec; and those of an older commit, which were of one process each."""
-    parts = [results[name] for name in ("faults", "faults_mpiexec", "faults_before") if name in results]
+    """Runs that were killed, and those under mpiexec."""
+    parts = [results[name] for name in ("faults", "faults_mpiexec") if name in results]
     return "\n\n".join(map(render_killed, parts))
 
 
 def render_killed(part: dict[str, Any]) -> str:
     """One record of them."""
-    rows = part.get("rows", [])  # older figures have the sums only
-    moments = Counter(part.get("kills", {})) + Counter(moment for row in rows for moment in row["kills"])
-    moments = Counter({moment: count for moment, count in moments.items() if not moment.startswith("too late")})
-    kinds = ", ".join(f"{count} x {kind}" for kind, count in Counter(row["kind"] for row in rows).items())
-    how = f"; in each at least one came between its first checkpoint and its end ({kinds})" if rows else ""
-    short = part.get("planned", part["runs"]) - part["runs"]
+    moments = Counter(moment for row in part["rows"] for moment in row["kills"] if not moment.startswith("too late"))
+    kinds = ", ".join(f"{count} x {kind}" for kind, count in Counter(row["kind"] for row in part["rows"]).items())
+    short = part["planned"] - part["runs"]
     late = f" (there was no time for {short} more)" if short else ""
     lines = [
         f"{part['equal']} of {part['runs']} runs{late} of {part['steps']} steps ended with the weights, averages, "
         "optimizer and log of the run that was never killed, bit for bit, after "
-        f"{moments.total()} kills in all{how}:",
+        f"{moments.total()} kills in all; in each at least one came between its first checkpoint and its end ({kinds}):",
         "",
         *(f"- {count} {moment}" for moment, count in moments.most_common()),
     ]

@@ -21,7 +21,7 @@ def test_counts_are_those_of_the_walk(writer: Path) -> None:
     steps = list(model.denoising(0, 6, sampler="ancestral", spacing="uniform", steps=10, seed=3))
     p = [model.model.get_logits(step.pred_xstart).softmax(-1) for step in steps]
     special = {model.tokenizer.cls_id, model.tokenizer.sep_id, model.tokenizer.pad_id}
-    for step, probabilities in zip(steps, p, strict=True):
+    for step, probabilities in zip(steps[:-1], p[:-1], strict=True):  # the last says what stays
         for b in range(6):
             for place in range(probabilities.shape[1]):
                 word = int(probabilities[b, place].argmax())
@@ -32,7 +32,7 @@ def test_counts_are_those_of_the_walk(writer: Path) -> None:
     assert counts.sum() > 100
     np.testing.assert_array_equal(found.counts, counts)
     np.testing.assert_array_equal(found.stays, stays)
-    assert (found.stays[0] <= found.counts[0]).all()
+    assert 0 < found.stays.sum() < found.counts.sum()
 
 
 def test_error_and_curve_of_known_counts() -> None:

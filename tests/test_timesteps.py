@@ -281,9 +281,10 @@ def test_churn_raises_the_noise_by_its_factor(churn: float, factor: float) -> No
 
 
 def test_no_churn_and_no_room_for_it() -> None:
-    """Without churn, or where all timesteps are kept, nothing is added."""
+    """Without churn, or where all timesteps are kept, nothing is added; much raises it as far as the next stop lets."""
     for timesteps, churn in (([0, 10, 40, 49], 0.0), (list(range(50)), 100.0)):
         assert churned(abar(50), timesteps, churn) == (timesteps, list(range(len(timesteps))))
+    assert churned(abar(50), [0, 20, 22, 24, 49], 100.0)[0] == [0, 20, 21, 22, 23, 24, 33, 49]
 
 
 # The loss by t

@@ -70,7 +70,7 @@ def calibrate(model: TextDiffusion, sentences: int = 256, steps: int = 50, seed:
     shape = (QUARTERS, BINS)
     counts, stays, sums = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape)
     tokenizer, T = model.tokenizer, model.diffusion.num_timesteps
-    for t, word, confidence in zip(timesteps, words, sure, strict=True):
+    for t, word, confidence in zip(timesteps[:-1], words[:-1], sure[:-1], strict=True):  # the last ones are what stays
         is_word = ~np.isin(word, (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id))
         place = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)[is_word]
         quarter = t * QUARTERS // T

@@ -37,13 +37,24 @@ def read_samples(path: Path) -> list[str]:
         return lines
     texts = []
     for number, line in enumerate(lines, 1):
+        if not line:
+            continue
         try:
-            texts.append(str(json.loads(line)["text"]))
+            text = str(json.loads(line)["text"])
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{path}: expected text, found half a surrogate pair in line {number}") from None
         except (ValueError, KeyError, TypeError):
             raise UserError(
                 f'{path}: expected JSON objects with a "text", found another thing in line {number}'
             ) from None
+        texts.append(text)
     return texts
+
+
+def stripped(lines: Sequence[str]) -> list[str]:
+    """Without white space around them, which no figure is about."""
+    return [line.strip() for line in lines]
 
 
 def find_grammar(given: str, reference: Path) -> Grammar | None:
@@ -52,7 +63,7 @@ def find_grammar(given: str, reference: Path) -> Grammar | None:
     Raises:
         UserError: the file is not a grammar.
     """
-    beside = reference.with_name(reference.stem.removesuffix("-test")) / "grammar.json"
+    beside = reference.parent / reference.stem.removesuffix("-test") / "grammar.json"
     if given or beside.is_file():
         return Grammar.load(given or beside)
     return None
@@ -159,8 +170,9 @@ def command(argv: Sequence[str] | None) -> None:
     if not config.reference:
         raise UserError("--reference must name a file of held-out real text, found nothing")
     outputs = [Path(name) for name in (config.json, config.markdown) if name]
-    samples, reference = read_samples(local(given["samples"])), read_lines(local(config.reference))
-    train = read_lines(local(config.train)) if config.train else None
+    samples = stripped(read_samples(local(given["samples"])))
+    reference = stripped(read_lines(local(config.reference)))
+    train = stripped(read_lines(local(config.train))) if config.train else None
     grammar = find_grammar(config.grammar, Path(config.reference))
     scorer = load_teacher(config.checkpoint) if config.checkpoint else None
     for path in outputs:

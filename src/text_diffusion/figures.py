@@ -253,7 +253,8 @@ def _measure(
     if math.isfinite(found.value):
         result.rows.append(Row(figure, found, beside, ideal))
     else:
-        _leave_out(result, "nothing to count: no line is long enough, or has the shape of the language", figure.key)
+        reason = "nothing to count: too few lines are long enough, or have the shape of the language"
+        _leave_out(result, reason, figure.key)
 
 
 def ideal_figures(
@@ -301,10 +302,17 @@ def _of_words(lines: Lines, other: Ints) -> dict[str, Measure]:
 
 
 def _of_language(grammar: Grammar, ids: Ints) -> dict[str, Measure]:
+    shaped = ids.min(axis=1, initial=0) >= 0
+
+    def of_slots(key: str, statistic: Callable[[Ints], float]) -> Measure:
+        measure = by_halves(lambda rows: statistic(ids[rows]))
+        enough = FIGURES[key].needs
+        return lambda rows, rng: measure(rows, rng) if shaped[rows].sum() >= enough else Estimate(*[math.nan] * 3)
+
     return {
         "valid": share(np.isfinite(grammar.log2_probs(ids))),
-        "slot_kl": by_halves(lambda rows: grammar.slot_kl_bits(ids[rows])),
-        "mutual_information": by_halves(lambda rows: grammar.mutual_information_bits(ids[rows])),
+        "slot_kl": of_slots("slot_kl", grammar.slot_kl_bits),
+        "mutual_information": of_slots("mutual_information", grammar.mutual_information_bits),
     }
 
 

@@ -222,7 +222,7 @@ NAMES = {
     "prior": "prior",
     "bound": "bound of the walk",
     "importance_sampled": "the same, {paths} paths together",
-    "flow_bound": "bound of the flow",
+    "flow_bound": "bound of the flow, but for its {flow_steps} steps",
     "flow_importance_sampled": "the same, {paths} draws together",
     "exact": "-log2 P, exact",
     "true": "true -log2 p",
@@ -239,7 +239,8 @@ def table(figures: Figures, text: Text, config: LikelihoodConfig) -> str:
         values = figures.lines[name]
         mean = float(values.mean())
         shown = f"{mean:.3f}" if len(values) < 2 else f"{mean:.3f} ± {standard_error(values):.3f}"
-        rows.append(f"{title.format(paths=config.paths):34}{shown:>20}{mean * len(values) / text.tokens:>12.4f}")
+        title = title.format(paths=config.paths, flow_steps=config.flow_steps)
+        rows.append(f"{title:34}{shown:>20}{mean * len(values) / text.tokens:>12.4f}")
         if name == "kl":
             rows += [f"  t = {label:28}{value:>12.3f}" for label, value in ranges(figures)]
     return "\n".join(rows)
@@ -292,6 +293,8 @@ def command(argv: Sequence[str] | None) -> None:
     text = read_text(given["text"], model.tokenizer, model.sequence_len, config.lines)
     true = true_bits(Path(config.grammar), text.lines) if config.grammar else None
     if config.json:
+        if Path(config.json).is_dir():
+            raise UserError(f"{config.json}: expected a file to write to, found a folder")
         check_writable(Path(config.json).parent)
     figures = figures_of(model, text, config)
     if true is not None:

@@ -84,6 +84,8 @@ def dpm_solver(
 
     With lambda = log(alpha / sigma) and h = lambda_s - lambda_t for the step t -> s:
     x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^{-h}) D,    D = x_0 + h / (2 h_before) (x_0 - x_0_before).
+    h_before is the step before in full, even if the noise was raised again since: over the short way that is left, the
+    difference of the predictions is mostly that noise, and to extrapolate it would spread the law.
 
     Args:
         denoise: see above.

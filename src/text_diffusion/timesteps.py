@@ -68,7 +68,7 @@ def churned(alphas_cumprod: Array, timesteps: Sequence[int], churn: float) -> tu
     """Timesteps for a sampler that raises the noise again before each step (arXiv 2206.00364, algorithm 2).
 
     sigma / alpha rises by the factor 1 + min(churn / S, sqrt(2) - 1), S the number of steps, to the nearest timestep of
-    training, if that is below the next one kept.
+    training, or to the last one below the next one kept.
 
     Returns:
         all timesteps, ascending; and the positions among them of those that were given, the stops.
@@ -78,8 +78,8 @@ def churned(alphas_cumprod: Array, timesteps: Sequence[int], churn: float) -> tu
     both = set(timesteps)
     for t, following in pairwise(timesteps):
         raised = int(np.abs(np.log(noise / (noise[t] * factor))).argmin())
-        if t > 0 and raised < following:  # at t = 0 nothing follows but the last prediction
-            both.add(raised)
+        if t > 0:  # at t = 0 nothing follows but the last prediction
+            both.add(min(raised, following - 1))
     together = sorted(both)
     return together, [together.index(t) for t in timesteps]
 

@@ -131,7 +131,8 @@ def _draw(frame: Frame, done: float, lines: int, rows: int, size: tuple[int, int
                 if level > 0:
                     bar = (left - 2, top + LINE - 7 - BAR, left - 2 + (width + 3) * level, top + LINE - 7)
                     draw.rectangle(bar, fill=ACCENT)
-                draw.text((left, top + 2), word.text, font=font, fill=INK)
+            for word, x, _ in placed:  # over all shades, as those of neighbours touch
+                draw.text((MARGIN + x, top + 2), word.text, font=font, fill=INK)
     bottom = size[1] - 26
     draw.text((MARGIN, bottom), f"t = {frame.t}   {100 * frame.noise:.0f} % noise", font=small, fill=SOFT)
     draw.rectangle((MARGIN + 180, bottom + 6, size[0] - MARGIN, bottom + 9), fill=(226, 223, 216))
