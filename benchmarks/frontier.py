@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--calls", default=",".join(map(str, CALLS)))
     parser.add_argument("--far", type=int, default=1000, help="steps of the walk to compare with, 0: none")
     args = parser.parse_args()
+    if not (args.weights or args.train):
+        parser.error("expected WEIGHTS or --train SEEDS, found neither")
     keep_freed_memory()
     grammar, lines = simple_language()
     rows: list[dict[str, Any]] = []

@@ -87,14 +87,15 @@ def growth(weights: Path) -> None:
 
 
 def plot_growth(rows: Sequence[Mapping[str, Any]]) -> None:
-    """docs/growth.png: seconds and MB of each dimension, both axes logarithmic, beside a line of exponent 1."""
+    """docs/growth.png: seconds and MB of each dimension on logarithmic axes, beside lines of the expected exponent."""
     names = list(dict.fromkeys(row["of"] for row in rows))
     figure, axes = pyplot.subplots(2, len(names), figsize=(3 * len(names), 5), layout="constrained", squeeze=False)
     for row in rows:
         kind = "seconds" if "seconds" in row else "MB"
         axis, values, points = axes[int("seconds" not in row)][names.index(row["of"])], row["values"], row[kind]
         axis.loglog(values, points, "o-", color="#1f4e79")
-        axis.loglog(values, [points[-1] * value / values[-1] for value in values], ":", color="#999999")
+        line = [points[-1] * (value / values[-1]) ** row["expected"] for value in values]
+        axis.loglog(values, line, ":", color="#999999")
         axis.set_xticks(values, [f"{value:,}" for value in values], minor=False, fontsize=7)
         axis.xaxis.minorticks_off()
         axis.set(xlabel=row["of"], ylabel=kind if row["of"] == names[0] else "")

@@ -195,7 +195,8 @@ def render_killed(part: dict[str, Any]) -> str:
     lines = [
         f"{part['equal']} of {part['runs']} runs{late} of {part['steps']} steps ended with the weights, averages, "
         "optimizer and log of the run that was never killed, bit for bit, after "
-        f"{moments.total()} kills in all; in each at least one came between its first checkpoint and its end ({kinds}):",
+        f"{moments.total()} kills in all; in each at least one came between its first checkpoint and its end "
+        f"({kinds}):",
         "",
         *(f"- {count} {moment}" for moment, count in moments.most_common()),
     ]

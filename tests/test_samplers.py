@@ -308,6 +308,17 @@ def test_heun_without_its_last_correction() -> None:
     assert len(list(heun(recorder.denoise, diffusion, recorder.noise))) == 9
 
 
+def test_heun_without_its_first_correction_does_not_overshoot() -> None:
+    """From next to no signal, with the best denoiser there is: N(MU, STD^2) comes out as narrow as it is."""
+    diffusion = process(2000, 10)
+    z = torch.randn(1, 100, 100, generator=torch.Generator().manual_seed(0))
+    results = [
+        last_of(heun(Optimal(diffusion), diffusion, lambda _: z, correct_first=first)).std() for first in (True, False)
+    ]
+    assert float(results[0]) > 1.5 * STD
+    assert float(results[1]) == pytest.approx(STD, rel=0.15)
+
+
 @pytest.mark.parametrize("sampler", [dpm_solver, heun])
 def test_predictions_are_handed_on(sampler: Callable[..., Iterator[Step]]) -> None:
     recorder = Recorder()

@@ -108,6 +108,7 @@ def test_compiled_network_is_used(go: Trained, monkeypatch: pytest.MonkeyPatch) 
         return whole(model, backend="eager", **options)
 
     monkeypatch.setattr(torch, "compile", compile_lightly)
+    monkeypatch.setenv("CXX", sys.executable)  # it is there, and not asked for anything
     compiled = weights_of(go("compiled", steps=3, compile=True))
     assert len(traced) == 1
     torch._dynamo.reset()
@@ -115,6 +116,15 @@ def test_compiled_network_is_used(go: Trained, monkeypatch: pytest.MonkeyPatch) 
     for name, state in compiled.items():
         for key, weight in state.items():
             torch.testing.assert_close(weight, plain[name][key], rtol=0, atol=1e-6)
+
+
+def test_no_compiler(
+    go: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    go(status=1, compile=True)
+    assert "expects a C++ compiler, found no no-such-compiler" in one_sentence(capsys.readouterr().err)
+    assert files(tmp_path) == {}
 
 
 @pytest.mark.slow

@@ -95,7 +95,10 @@ class Batches:
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[part]
         epochs, places = np.divmod(positions, len(self.ids))
         rows = np.concatenate([self._order(int(e))[places[epochs == e]] for e in np.unique(epochs)])
-        return torch.from_numpy(rows).to(self.ids.device)
+        numbers = torch.from_numpy(rows)
+        if self.ids.is_cuda:  # pinned, so that the copy waits for nothing
+            return numbers.pin_memory().to(self.ids.device, non_blocking=True)
+        return numbers.to(self.ids.device)
 
     def _order(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         if epoch not in self._orders:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 
 import torch
@@ -42,6 +44,18 @@ def pick_precision(precision: str, device: torch.device) -> str:
         print("warning: this CPU has no bf16 arithmetic; going on in float32", file=sys.stderr)
         return "float32"
     return precision
+
+
+def check_compiler(device: torch.device) -> None:
+    """Find out now whether torch.compile has what it needs.
+
+    Raises:
+        UserError: for a CPU it generates C++, and there is no compiler.
+    """
+    usual = "clang++" if sys.platform == "darwin" else "cl" if sys.platform == "win32" else "g++"
+    compiler = os.environ.get("CXX", usual)
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise UserError(f"--compile on a CPU expects a C++ compiler, found no {compiler}; install one, or leave it out")
 
 
 def _gpus(gpu: str) -> list[int]:

@@ -239,7 +239,7 @@ class TextDiffusion:
         abar = self.diffusion.alphas_cumprod[:levels]
         means = self.info.get("loss_by_timestep")
         loss = loss_curve(means, self.diffusion.num_timesteps)[:levels] if means else None
-        calls = how.steps // 2 + 1 if how.sampler == "heun" else how.steps
+        calls = how.steps // 2 + 1 + how.steps % 2 if how.sampler == "heun" else how.steps
         spaced_timesteps(abar, how.steps)  # the range that is named in an error is that of the calls
         # A model of words has nothing to do at the smallest noise, where x_t shows them: the last call comes before.
         last = 0.5 / calls if isinstance(self.model, WordDenoiser) else 0.0
@@ -251,7 +251,8 @@ class TextDiffusion:
         together, stops = churned(abar, kept, how.churn or 0.0)
         if how.sampler == "dpm-solver++":
             return self.diffusion.respace(together), partial(dpm_solver, stops=stops)
-        return self.diffusion.respace(together), partial(heun, stops=stops, correct_last=how.steps % 2 == 1)
+        even = how.steps % 2 == 0  # two calls a step, one for the first, and one at t = 0
+        return self.diffusion.respace(together), partial(heun, stops=stops, correct_first=False, correct_last=even)
 
     @torch.no_grad()
     def decode(self, x: Tensor, whole: bool = False, unknown: Sequence[str] = ()) -> list[str]:

@@ -18,7 +18,7 @@ from text_diffusion import tokenizer as tokenizers
 from text_diffusion.checkpoint import resumable_steps
 from text_diffusion.config import DataConfig, DiffusionConfig, ModelConfig, TrainConfig
 from text_diffusion.data import Batches
-from text_diffusion.device import pick_device, pick_precision
+from text_diffusion.device import check_compiler, pick_device, pick_precision
 from text_diffusion.distributed import ALONE, Ranks
 from text_diffusion.ema import EMA
 from text_diffusion.encoding import encode, encode_given
@@ -166,6 +166,8 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
         check_safetensors()
     device = pick_device(config.device, config.gpu, ranks)
     config = replace(config, precision=pick_precision(config.precision, device))
+    if config.compile:
+        check_compiler(device)
 
     corpus = _corpus(data_config, model_config.condition, opt, folder, ranks)
     new_file = None

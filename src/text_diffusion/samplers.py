@@ -116,12 +116,14 @@ def heun(
     diffusion: GaussianDiffusion,
     noise: NoiseSource,
     stops: Sequence[int] | None = None,
+    correct_first: bool = True,
     correct_last: bool = True,
 ) -> Iterator[Step]:
     """Heun's method (Karras et al. 2022, arXiv 2206.00364, algorithm 2): the slope is the mean of both ends'.
 
-    Two network calls a step, one to predict at t = 0, and one less if the last step is not corrected.
-    Arguments as for `dpm_solver`.
+    Two network calls a step, one to predict at t = 0, and one less for each of the first and the last step that is not
+    corrected. Where the schedule begins at next to no signal, r falls by a factor of hundreds in the first step, and
+    the mean of two slopes so far apart would overshoot by that factor. Arguments as for `dpm_solver`.
     """
     alpha, sigma = _levels(diffusion)
     r = sigma / alpha
@@ -135,7 +137,7 @@ def heun(
         slope = (x_t / float(alpha[t]) - pred_xstart) / float(r[t])
         y = float(r[below] / r[t]) * (x_t / float(alpha[t])) + float(1 - r[below] / r[t]) * pred_xstart
         x_t = float(alpha[below]) * y
-        if below > 0 or correct_last:
+        if (correct_last or below > 0) and (correct_first or level + 1 < diffusion.num_timesteps):
             pred_xstart = denoise(x_t, _full(x_t, below), pred_xstart)
             yield Step(diffusion.timesteps[below], x_t, pred_xstart)
             bend = (y - pred_xstart) / float(r[below]) - slope
