@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def test_cheats_are_caught_by_name(animals: Grammar, real: list[str], cheat: str
     result = figures.evaluate(texts[cheat], real, train=train, grammar=animals)
     assert caught_by <= set(worse(result))
     verdict = evaluate.verdict(result)
-    assert verdict.startswith(f"worse than real text on {len(worse(result))} of {len(result.rows)} figures: ")
+    assert verdict.startswith("worse than ")
+    assert f" on {len(worse(result))} of {len(result.rows)} figures: " in verdict
     assert all(key in verdict for key in caught_by)
 
 
@@ -325,3 +327,37 @@ def test_bad_command_lines(
     assert run(*filled) == 1
     assert expected in one_sentence(capsys.readouterr().err)
     assert [path.name for path in tmp_path.iterdir()] == ["real.txt"]
+
+
+def test_a_line_in_shape_is_not_enough(animals: Grammar) -> None:
+    """A figure of slots needs as many lines of the language's shape as it says, whatever else there is."""
+    rng = np.random.default_rng(0)
+    real = animals.sample(600, rng)
+    result = figures.evaluate(["hello there you"] * 299 + real[:1], real, grammar=animals)
+    assert {"slot_kl", "mutual_information"} <= result.left_out.keys()
+
+
+def test_white_space_around_a_line_is_no_novelty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, real = tmp_path / "train.txt", tmp_path / "real.txt"
+    train.write_text("".join(f"one {i} two\n" for i in range(100)))
+    real.write_text("".join(f"one {i} two\n" for i in range(100, 200)))
+    copies = tmp_path / "copies.txt"
+    copies.write_text("".join(f"  one {i} two\n" for i in range(60)))
+    assert evaluate.main([str(copies), "--reference", str(real), "--train", str(train)]) == 0
+    assert "novel 0.00 %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [str.lower, lambda line: line.replace(".", " .")])
+def test_another_spelling_of_a_known_language_is_said(change: Callable[[str], str], animals: Grammar) -> None:
+    lines = animals.sample(200, np.random.default_rng(0))
+    result = figures.evaluate([change(line) for line in lines], lines, grammar=animals)
+    assert any(
+        "no line is spelled as the language is" in warning or "case differ" in warning for warning in result.warnings
+    )
+
+
+def test_intervals_hold_nothing_impossible(animals: Grammar) -> None:
+    lines = animals.sample(300, np.random.default_rng(0))
+    result = figures.evaluate(lines[:1] * 150 + lines[:150], lines, grammar=animals)
+    shares = [row for row in result.rows if row.figure.unit == "%"]
+    assert all(0 <= row.samples.low <= row.samples.high <= 1 for row in shares)

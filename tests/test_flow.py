@@ -186,7 +186,7 @@ def test_self_conditioning_belongs_to_the_trace(micro: Micro) -> None:
     assert float((partly - numeric).abs().mean()) > 5 * float((whole - numeric).abs().mean())
 
 
-def test_without_self_conditioning_the_model_is_asked_once(micro: Micro) -> None:
+def test_self_conditioned_model_is_asked_twice(micro: Micro) -> None:
     calls: list[int] = []
     predict = predict_twice(micro.model, micro.diffusion)
     handle = micro.model.register_forward_hook(lambda *_: calls.append(1))

@@ -10,6 +10,8 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from text_diffusion.visible import visible
+
 
 class UserError(ValueError):
     """Something that the user can mend; its message says what was expected, what was found and what to do."""
@@ -68,5 +70,5 @@ def say(error: BaseException) -> int:
 
 def _end(message: str, status: int) -> int:
     if message:
-        print(message, file=sys.stderr)
+        print("\n".join(map(visible, message.split("\n"))), file=sys.stderr)  # names of files may hold anything
     return status

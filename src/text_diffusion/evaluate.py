@@ -76,7 +76,10 @@ def verdict(result: Evaluation) -> str:
     worse = [row for row in result.rows if row.worse]
     if not worse:
         return f"no figure of {len(result.rows)} tells these samples from real text"
-    return f"worse than real text on {len(worse)} of {len(result.rows)} figures: {'; '.join(map(_against, worse))}"
+    bars = {"an ideal sampler" if row.ideal else "real text" for row in worse}
+    return f"worse than {' or '.join(sorted(bars))} on {len(worse)} of {len(result.rows)} figures: " + "; ".join(
+        map(_against, worse)
+    )
 
 
 def _against(row: Row) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,10 @@ class Estimate:
     value: float
     low: float
     high: float
+
+    def within(self, least: float, most: float) -> Estimate:
+        """The interval without what is impossible."""
+        return replace(self, low=max(self.low, least), high=min(self.high, most))
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,12 @@ def evaluate(
     measures = {"blank": share(blank)} | _of_words(lines, other)
     ideal: dict[str, Estimate] = {}
     if grammar is not None:
-        measures |= _of_language(grammar, grammar.encode(lines.lines))
+        ids = grammar.encode(lines.lines)
+        measures |= _of_language(grammar, ids)
+        if len(written) and ids[written].max() < 0 and not result.warnings:
+            result.warnings.append(
+                f"no line is spelled as the language is, for example {reference[0]!r}: are spaces or upper case other?"
+            )
         ideal = ideal_figures(grammar, len(written), train, rng) if len(written) else {}
     else:
         reason = "the language is not known (no grammar.json in the folder of the reference's name, no --grammar FILE)"
@@ -250,6 +259,8 @@ def _measure(
         _leave_out(result, f"needs {figure.needs} lines of samples, and twice as many of the reference", figure.key)
         return
     found, beside = measure(rows, rng), measure(real, rng) if len(real) >= figure.needs else None
+    if figure.unit == "%" or figure.key == "mauve":
+        found, beside = found.within(0, 1), beside and beside.within(0, 1)
     if math.isfinite(found.value):
         result.rows.append(Row(figure, found, beside, ideal))
     else:

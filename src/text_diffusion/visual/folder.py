@@ -91,8 +91,12 @@ def read_metrics(path: Path) -> tuple[list[Row], int]:
         except ValueError:
             unread += bool(line.strip()) and number < len(lines)
             continue
-        if isinstance(row, dict) and _is_number(row.get("step")):
-            rows.append({key: float(value) for key, value in row.items() if _is_number(value)})
+        try:
+            read = {key: float(value) for key, value in row.items() if _is_number(value)}
+        except (AttributeError, OverflowError):  # no row, or a number beyond all numbers
+            read = {}
+        if "step" in read:
+            rows.append(read)
         else:
             unread += 1
     return sorted(rows, key=lambda row: row["step"]), unread
