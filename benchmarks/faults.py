@@ -38,6 +38,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 import torch  # noqa: E402
 import torch._dynamo  # noqa: E402  # which AdamW loads, a second for each of hundreds of processes
+from safetensors.torch import load_file  # noqa: E402
 
 from text_diffusion import train  # noqa: E402
 
@@ -172,6 +173,8 @@ def result(folder: Path) -> dict[str, Any]:
         contents = torch.load(path, weights_only=True)
         kept = ("state", "optimizer", "emas", "timestep_sampler", "loss_by_timestep", "step", "tokenizer")
         found[path.name] = {name: contents[name] for name in kept if name in contents}
+    for path in sorted(folder.glob(f"opt{STEPS:06d}.shards/*.safetensors")):  # of FSDP: optimizer and averages
+        found[path.name] = load_file(path)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found["log"] = [{k: v for k, v in row.items() if k not in ("seconds", "sentences_per_s")} for row in rows]
     return found

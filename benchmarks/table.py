@@ -209,7 +209,7 @@ def render_parallel(results: dict[str, Any]) -> str:
     if not part:
         return ""
     lines = [
-        "| run | ranks | global batch | ms a step | sentences/s | held by a rank, MB |",
+        "| run | ranks | global batch | ms a step, median | sentences/s | held by a rank, MB |",
         "|---|---|---|---|---|---|",
     ]
     for row in part["rows"]:

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from toy import (
     COPIED,
+    EMA,
     LINES,
+    OPT,
+    RAW,
     Trained,
     contents,
     everything,
@@ -48,6 +51,30 @@ def test_damaged_checkpoint_is_passed_over(
     assert metrics(copied) == metrics(trained)
     go(**COPIED | {"steps": 7})
     assert "going on from step 6" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [OPT, RAW, EMA])
+def test_flipped_bytes_are_passed_over(
+    name: str, go: Trained, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file is as long as it was, and can be read."""
+    path = copied / name
+    content = bytearray(path.read_bytes())
+    start = len(content) // 2
+    content[start : start + 8] = bytes(byte ^ 0xFF for byte in content[start : start + 8])
+    path.write_bytes(content)
+    go(**COPIED)
+    err = capsys.readouterr().err
+    assert "warning: passed over: " in err
+    assert "going on from step 3" in err
+
+
+def test_damaged_settings_file_is_written_again(go: Trained, copied: Path) -> None:
+    path = copied / "training_args.json"
+    whole = path.read_text()
+    path.write_text(whole[:-5])
+    go(**COPIED | {"steps": 7})
+    assert json.loads(path.read_text())["train"]["steps"] == 7
 
 
 def test_no_whole_checkpoint_left(go: Trained, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from text_diffusion import sample, train
 from text_diffusion import step as step_module
@@ -96,7 +97,8 @@ def everything(folder: Path, step: int) -> dict[str, Any]:
     """All that training changes, of the checkpoint at a step: weights, averages, optimizer, sampler of t."""
     opt = contents(folder / f"opt{step:06d}.pt")
     state = {name: opt[name] for name in ("step", "optimizer", "emas", "timestep_sampler")}
-    return state | {"weights": weights_of(folder, f"*{step:06d}*.pt")}
+    shards = {path.name: load_file(path) for path in sorted((folder / f"opt{step:06d}.shards").glob("*.safetensors"))}
+    return state | {"weights": weights_of(folder, f"*{step:06d}*.pt"), "shards": shards}
 
 
 def metrics(folder: Path, validation: bool = False) -> list[dict[str, float]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,21 @@ def read(path: Path) -> dict[str, Any]:
     if contents.get("format", FORMAT) != FORMAT:
         raise UserError(f"{path}: expected format {FORMAT}, found {contents['format']!r}: update the program")
     return contents
+
+
+def check_bytes(path: Path) -> None:
+    """Compare what a `.pt` file holds, a zip archive, with the checksums in it.
+
+    Raises:
+        UserError: they differ, though it may be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: expected a whole checkpoint, found: {error}") from None
+    if damaged:
+        raise UserError(f"{path}: expected a whole checkpoint, found bytes that do not fit their checksum")
 
 
 @dataclass(frozen=True)

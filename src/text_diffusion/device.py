@@ -34,7 +34,10 @@ def pick_device(device: str, gpu: str, ranks: Ranks = ALONE) -> torch.device:
     if max(named) >= there:
         raise UserError(f"GPU must name devices below {there}, found {gpu!r}")
     if ranks.local_rank >= len(named):
-        raise UserError(f"expected a GPU for each process on this host, found {len(named)}; start fewer processes")
+        raise UserError(
+            f"expected a GPU for each process on this host, found {len(named)}; start fewer processes, or let each see "
+            "all GPUs of its host (srun --gpus-per-node, not --gpus-per-task)"
+        )
     return torch.device("cuda", named[ranks.local_rank])
 
 

@@ -205,5 +205,7 @@ def _last_step(names: Iterable[str]) -> int:
     return max(map(_step, names), default=-1)
 
 
-def _opt_last(name: str) -> tuple[bool, str]:
-    return _step(name) >= 0, name
+def _opt_last(name: str) -> tuple[int, bool, str]:
+    """Of one step after the other the opt file last, as it says that the rest is there."""
+    found = re.match(r"(?:model|opt|ema_[\d.]+_)(\d+)\.", name)
+    return int(found[1]) if found else -1, _step(name) >= 0, name

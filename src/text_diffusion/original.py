@@ -42,8 +42,10 @@ def is_original(contents: object) -> bool:
     return isinstance(contents, dict) and "input_transformers.layer.0.output.dense.weight" in contents
 
 
-def check_own_settings(folder: Path) -> None:
+def check_own_settings(folder: Path, resumable: bool) -> None:
     """Refuse to train where another program's `training_args.json` lies, which its weights need.
+
+    A damaged one is taken for our own where there is a run to go on with, which has its settings itself.
 
     Raises:
         UserError: it is not one of ours, which has its settings in groups.
@@ -55,6 +57,8 @@ def check_own_settings(folder: Path) -> None:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         settings = None
+        if resumable:
+            return
     if not (isinstance(settings, dict) and isinstance(settings.get("model"), dict)):
         raise UserError(
             f"{path}: expected the settings of a run of this program, found those of another, which its weights need; "

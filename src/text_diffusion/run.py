@@ -151,7 +151,7 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
     """`prepare`, for a folder on this machine."""
     data_config = settings.build(DataConfig, given)
     there = resumable_steps(folder)
-    ranks.on_first(lambda: check_own_settings(folder))
+    ranks.on_first(lambda: check_own_settings(folder, bool(there)))
     opt = ranks.on_first(lambda: find_checkpoint(folder))
     start = ranks.on_first(lambda: pretrained.find(given)) if opt is None else None
     saved = start.settings if start else _saved(opt, given, folder, ranks)

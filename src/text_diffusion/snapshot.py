@@ -110,10 +110,11 @@ def whole(folder: Path, step: int) -> dict[str, Any]:
     """The contents of the opt file of a step whose checkpoint is whole.
 
     Raises:
-        UserError: a file is missing, truncated or foreign.
+        UserError: a file is missing, truncated, damaged or foreign.
     """
     path = opt_path(folder, step)
     opt = checkpoint.read(path)
+    checkpoint.check_bytes(path)
     if missing := NEEDED - opt.keys():
         raise UserError(f"{path}: expected an opt file, found one without {', '.join(sorted(missing))}")
     for name in opt.get("files", [opt["weights"]]):
@@ -123,6 +124,7 @@ def whole(folder: Path, step: int) -> dict[str, Any]:
         size, found = opt.get("sizes", {}).get(name), (folder / name).stat().st_size
         if size not in (None, found):
             raise UserError(f"{folder / name}: expected a checkpoint of {size} bytes, found {found}")
+        checkpoint.check_bytes(folder / name)
         _check_mark(folder / name, weights.get("snapshot"), opt)
     if opt.get("shards"):
         _check_shards(folder / opt["shards"], opt["shard_sizes"])
