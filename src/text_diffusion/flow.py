@@ -78,7 +78,8 @@ def flow(
 ) -> tuple[Tensor, Tensor]:
     """Follow eq. (1) from x_start (B, L, D) to x_stop, and the integral of the divergence along the way, (B,).
 
-    Fourth-order Runge-Kutta, evenly spaced in phi: the error falls with the fourth power of `steps`.
+    Fourth-order Runge-Kutta, evenly spaced in phi: the error falls with the fourth power of `steps` where the network
+    is smooth in t; what is left of it may lie on either side, so that with few steps the figure is no bound.
     """
     phis = np.arccos(np.sqrt(process.alphas_cumprod))  # of each step
     n = x[0].numel()
