@@ -2,6 +2,7 @@
 
 python benchmarks/quality.py simple                   default training; exact check by the grammar (3 seeds)
 python benchmarks/quality.py shipped                  the weights in the repository, at 2000 steps and at fewer
+python benchmarks/quality.py shipped_words            those of the objective cross_entropy, at few
 python benchmarks/quality.py greetings
 python benchmarks/quality.py text FILE --steps N      any text, a sentence a line, or the folder of E2E's CSV files
 python benchmarks/quality.py table                    only write the table again, from results.json
@@ -82,17 +83,24 @@ def simple(scratch: Path, samples: int, seeds: Sequence[int]) -> None:
     record("simple", {"samples": samples, "ideal": ideal, "runs": runs, "curve": curve})
 
 
-def shipped(samples: int) -> None:
+SHIPPED = {  # by the name of their figures: the weights, and network calls
+    "shipped": ("ckpts/simple/ema_0.9999_025000.pt", (4, 8, 20, 50, 200, 2000)),
+    "shipped_words": ("ckpts/simple-cross-entropy/ema_0.9999_010000.pt", (2, 4, 8, 16)),
+}
+
+
+def shipped(name: str, samples: int) -> None:
     """The weights that come with the repository."""
     grammar, lines = simple_language()
-    weights, runs = ROOT / "ckpts/simple/ema_0.9999_025000.pt", []
-    for calls in (4, 8, 20, 50, 200, 2000):
+    file, calls_of = SHIPPED[name]
+    weights, runs = ROOT / file, []
+    for calls in calls_of:
         started = time.perf_counter()
         sentences = sample(weights, samples, steps=calls)
         speed = samples / (time.perf_counter() - started)
         runs.append({"calls": calls, "sentences_per_s": speed, **simple_figures(sentences, grammar, lines)})
         print(runs[-1], flush=True)
-        record("shipped", {"samples": samples, "runs": runs})
+        record(name, {"samples": samples, "runs": runs})
 
 
 def triples(line: str) -> set[tuple[str, ...]]:
@@ -150,7 +158,7 @@ def text(scratch: Path, file: Path, steps: int, calls: int, flags: Sequence[str]
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one part and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("simple", "shipped", "greetings", "text", "table"))
+    parser.add_argument("part", choices=("simple", *SHIPPED, "greetings", "text", "table"))
     parser.add_argument("file", type=Path, nargs="?", help="for `text`")
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--seeds", default="102,103,104")
@@ -164,8 +172,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         scratch.mkdir(parents=True, exist_ok=True)
         if args.part == "simple":
             simple(scratch, args.samples, [int(seed) for seed in args.seeds.split(",")])
-        elif args.part == "shipped":
-            shipped(args.samples)
+        elif args.part in SHIPPED:
+            shipped(args.part, args.samples)
         elif args.part == "greetings":
             greetings(scratch, min(args.samples, 1000))
         elif args.part == "text":

@@ -45,6 +45,8 @@ def render(results: dict[str, Any]) -> str:
         lines += simple_rows(results, "simple", title)
     if "shipped" in results:
         lines += simple_rows(results, "shipped", "shipped weights, 25,000 steps")
+    if "shipped_words" in results:
+        lines += simple_rows(results, "shipped_words", "shipped weights of `cross_entropy`, 10,000 steps")
     if "simple" in results:
         ideal = results["simple"]["ideal"]
         lines += [
@@ -80,7 +82,11 @@ def render(results: dict[str, Any]) -> str:
             *t["examples"],
             "```",
         ]
-    shown = {name: part for name, part in results.items() if name in ("simple", "shipped", "greetings", "text")}
+    shown = {
+        name: part
+        for name, part in results.items()
+        if name in ("simple", "shipped", "shipped_words", "greetings", "text")
+    }
     for machine in sorted({part["machine"] for part in shown.values()}):
         names = ", ".join(name for name, part in shown.items() if part["machine"] == machine)
         lines += ["", f"Measured on {machine}: {names}."]

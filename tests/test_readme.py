@@ -14,7 +14,7 @@ from toy import LINES, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("scripts", "src", "data", "setup.py", "requirements.txt", "requirements-dev.txt", "requirements-mpi.txt")
-WEIGHTS = Path("ckpts/simple/ema_0.9999_025000.pt")
+WEIGHTS = [Path("ckpts/simple/ema_0.9999_025000.pt"), Path("ckpts/simple-cross-entropy/ema_0.9999_010000.pt")]
 TOY = "--hidden_size 16 --num_layers 1 --num_heads 2 --in_channel 8 --num_channels 8 --eval_interval 0"
 SMALLER = (  # what is asked of a machine, not what is done
     (r"\b20000$", "5"),
@@ -38,8 +38,9 @@ def test_commands_of_the_readme(tmp_path: Path) -> None:
     for part in PARTS:
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copyfile
         copy(ROOT / part, clone / part)
-    (clone / WEIGHTS).parent.mkdir(parents=True)
-    shutil.copyfile(ROOT / WEIGHTS, clone / WEIGHTS)
+    for weights in WEIGHTS:
+        (clone / weights).parent.mkdir(parents=True)
+        shutil.copyfile(ROOT / weights, clone / weights)
     write_text(elsewhere / "path" / "to" / "my-text.txt", LINES)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     trainings, samples = 0, "none yet"
@@ -59,9 +60,9 @@ def test_commands_of_the_readme(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{toy}\n{done.stdout}{done.stderr}"
         assert "Traceback" not in done.stderr
         samples = done.stdout.rpartition(WRITTEN)[2].strip() if WRITTEN in done.stdout else samples
-    assert sorted(path.name for path in (clone / "ckpts").iterdir()) == ["my-text", "simple"]
+    assert sorted(path.name for path in (clone / "ckpts").iterdir()) == ["my-text", "simple", "simple-cross-entropy"]
     assert (clone / f"ckpts/simple/ema_0.9999_{STEPS * trainings:06d}.pt").is_file()
-    assert (clone / WEIGHTS).read_bytes() == (ROOT / WEIGHTS).read_bytes()
+    assert all((clone / weights).read_bytes() == (ROOT / weights).read_bytes() for weights in WEIGHTS)
     assert (clone / "ckpts/simple/report.html").is_file()
     assert [path.name for path in elsewhere.iterdir()] == ["path"]
 
