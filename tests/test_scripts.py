@@ -438,13 +438,19 @@ def test_runs_leave_git_status_clean(tmp_path: Path) -> None:
     names = [
         "ckpts/simple/ema_0.9999_025000.samples_10.steps-20.clamp-no_clamp.seed-10708.txt",
         "ckpts/simple/ema_0.9999_004000.pt",
+        "ckpts/simple-cross-entropy/metrics.jsonl",
         "ckpts/mine/tensorboard/events",
         "data/simple/word-level-vocab.json",
         ".venv/core.ready",
         ".venv.lock",
         "src/text_diffusion/__pycache__/x.pyc",
     ]
-    tracked = [".gitignore", "ckpts/simple/ema_0.9999_025000.pt", "data/mine-train.txt"]
+    tracked = [
+        ".gitignore",
+        "ckpts/simple-cross-entropy/ema_0.9999_010000.pt",
+        "ckpts/simple/ema_0.9999_025000.pt",
+        "data/mine-train.txt",
+    ]
     for name in names + tracked[1:]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
