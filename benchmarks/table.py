@@ -186,6 +186,19 @@ def render_growth(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Measured on {part['machine']}."])
 
 
+def render_choices(results: dict[str, Any]) -> str:
+    """What other flags would do."""
+    part = results.get("choices")
+    if not part:
+        return "Not measured yet."
+    lines = ["| flags | calls | valid | unique | slot KL, bits | training, s |", "|---" * 6 + "|"]
+    for row in part["rows"]:
+        cells = (f"`{row['flags']}`" if row["flags"] else "none", row["calls"], percent(row["valid"]))
+        more = (percent(row["unique"]), f"{row['kl_bits']:.3f}", row["seconds"])
+        lines.append(f"| {' | '.join(map(str, (*cells, *more)))} |")
+    return "\n".join([*lines, "", f"Measured on {part['machine']}."])
+
+
 def render_faults(results: dict[str, Any]) -> str:
     """Runs that were killed, and those under mpiexec."""
     parts = [results[name] for name in ("faults", "faults_mpiexec") if name in results]
@@ -240,6 +253,7 @@ def render_parallel(results: dict[str, Any]) -> str:
 PLACES: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("README.md", "measured", render),
     ("README.md", "curve", render_curve),
+    ("README.md", "choices", render_choices),
     ("docs/troubleshooting.md", "settings", render_settings),
     ("docs/speed.md", "frontier", render_frontier),
     ("docs/speed.md", "speed", render_speed),
