@@ -149,30 +149,22 @@ def prepare(given: dict[str, Any], ranks: Ranks = ALONE) -> tuple[Run, TrainStat
 
 def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror | None) -> tuple[Run, TrainState]:
     """`prepare`, for a folder on this machine."""
-    data_config = settings.build(DataConfig, given)
     there = resumable_steps(folder)
     ranks.on_first(lambda: check_own_settings(folder, bool(there)))
     opt = ranks.on_first(lambda: find_checkpoint(folder))
     start = ranks.on_first(lambda: pretrained.find(given)) if opt is None else None
     saved = start.settings if start else _saved(opt, given, folder, ranks)
-    model_config = settings.build(ModelConfig, saved, given)
-    check_foreign(model_config, given)
-    diffusion_config = settings.build(DiffusionConfig, OBJECTIVES[model_config.objective].process, saved, given)
-    data_config = settings.build(DataConfig, saved, given)
-    config = settings.build(TrainConfig, saved, given)
+    model_config, diffusion_config, data_config, config = _configs(saved, given)
     check_shares(config.batch_size, ranks)
     sharded = ranks.size > 1 and (config.parallel == "fsdp" or bool(opt and opt.get("shards")))
     if sharded:
         check_safetensors()
-    device = pick_device(config.device, config.gpu, ranks)
-    config = replace(config, precision=pick_precision(config.precision, device))
-    if config.compile:
-        check_compiler(device)
+    device, config = _on_device(config, ranks)
 
     corpus = _corpus(data_config, model_config.condition, opt, folder, ranks)
-    new_file = None
-    text = opt["tokenizer"] if opt else ""  # a run keeps its tokenizer, whatever has become of the file
-    if opt is None:
+    if opt:  # a run keeps its tokenizer, whatever has become of the file
+        text, new_file = opt["tokenizer"], None
+    else:
         text, new_file = ranks.on_first(lambda: pretrained.tokenizer_of(data_config, corpus, start))
     tokenizer = Tokenizer.from_json(text)
     data_config, train_ids, held_out = encode(data_config, corpus, tokenizer)
@@ -225,6 +217,29 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
             run.lock.release()
         raise
     return run, state
+
+
+def _configs(
+    saved: dict[str, Any], given: dict[str, Any]
+) -> tuple[ModelConfig, DiffusionConfig, DataConfig, TrainConfig]:
+    """The settings of the run: what was given beats what was saved, and that the objective's own and the defaults."""
+    model_config = settings.build(ModelConfig, saved, given)
+    check_foreign(model_config, given)
+    diffusion_config = settings.build(DiffusionConfig, OBJECTIVES[model_config.objective].process, saved, given)
+    return (
+        model_config,
+        diffusion_config,
+        settings.build(DataConfig, saved, given),
+        settings.build(TrainConfig, saved, given),
+    )
+
+
+def _on_device(config: TrainConfig, ranks: Ranks) -> tuple[torch.device, TrainConfig]:
+    """The device of this rank, and the settings as they are possible there."""
+    device = pick_device(config.device, config.gpu, ranks)
+    if config.compile:
+        check_compiler(device)
+    return device, replace(config, precision=pick_precision(config.precision, device))
 
 
 def _saved(opt: dict[str, Any] | None, given: dict[str, Any], folder: Path, ranks: Ranks) -> dict[str, Any]:
