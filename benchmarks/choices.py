@@ -1,6 +1,6 @@
 """Which defaults pay: trains `simple` several ways and compares the samples with the exact language.
 
-    python benchmarks/choices.py --steps 4000 --seeds 102,103 "" "--norm post" "--self_condition False"
+    python benchmarks/choices.py --seeds 102,103 "" "--norm post" "--self_condition False"
 
 Each argument is a set of flags for the training command ("" is the default). One JSON line a setting and seed, and all
 of them into results.json.
@@ -26,7 +26,7 @@ def main() -> None:
     """Train and judge each setting."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("flags", nargs="+")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--seeds", default="102")
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--calls", default="8,20")

@@ -137,7 +137,7 @@ class DataConfig(Options):
 class TrainConfig(Options):
     """The training loop (`train`)."""
 
-    steps: int = option(4000, "where the run ends", low=1)
+    steps: int = option(3500, "where the run ends", low=1)
     batch_size: int = option(128, "sentences a step, over all micro-batches", low=1)
     microbatch: int = option(0, "sentences in memory at once; 0: the whole batch", low=0)
     lr: float = option(4e-3, "peak learning rate", low=0.0)
