@@ -2,6 +2,7 @@
 
 python benchmarks/frontier.py WEIGHTS ...          of `simple`; each figure is the mean over the weights files given
 python benchmarks/frontier.py --train 102,103,104  trains them first, by the default command with these seeds
+python benchmarks/frontier.py --far WEIGHTS        what few steps cost: one weights file, up to 1,000 steps
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ WAYS: tuple[dict[str, Any], ...] = (
     {"sampler": "heun", "spacing": "loss"},
     {"sampler": "dpm-solver++", "spacing": "loss", "halt": 3},
 )
+FAR = (4, 8, 20, 50, 1000)  # calls, by the sampler that the command takes for so many
 
 
 def main() -> None:
@@ -40,15 +42,14 @@ def main() -> None:
     parser.add_argument("--train", default="", help="seeds")
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--calls", default=",".join(map(str, CALLS)))
-    parser.add_argument("--far", type=int, default=1000, help="steps of the walk to compare with, 0: none")
+    parser.add_argument("--far", action="store_true", help="only compare with 1,000 steps")
     args = parser.parse_args()
     if not (args.weights or args.train):
         parser.error("expected WEIGHTS or --train SEEDS, found neither")
     keep_freed_memory()
     grammar, lines = simple_language()
-    rows: list[dict[str, Any]] = []
 
-    def measure(way: dict[str, Any], calls: int) -> None:
+    def measure(way: dict[str, Any], calls: int) -> dict[str, Any]:
         seconds, found = 0.0, []
         for model in models:
             started = time.perf_counter()
@@ -57,22 +58,23 @@ def main() -> None:
             found.append(simple_figures(sentences, grammar, lines))
         mean = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
         speed = args.samples * len(models) / seconds
-        rows.append({**way, "calls": calls, **mean, "valid_least": min(one["valid"] for one in found)})
-        rows[-1]["sentences_per_s"] = speed
-        print(json.dumps(rows[-1]), flush=True)
-        record("frontier", {"samples": args.samples, "weights": len(models), "rows": rows})
+        row = {**way, "calls": calls, **mean, "valid_least": min(one["valid"] for one in found)}
+        print(json.dumps(row), flush=True)
+        return row | {"sentences_per_s": speed}
 
     with tempfile.TemporaryDirectory() as scratch:
         paths = [Path(path) for path in args.weights]
         for seed in filter(None, args.train.split(",")):
             paths.append(train(Path(scratch, seed), "simple", flags=["--seed", seed, "--eval_interval", "0"]).weights)
         models = [load_diffusion(str(path)) for path in paths]
-        for calls in map(int, args.calls.split(",")):
-            for way in WAYS:
-                if not (way["sampler"] == "heun" and calls < 3):
-                    measure(way, calls)
-        if args.far:
-            measure({"sampler": "ancestral", "spacing": "uniform"}, args.far)
+        cases = [(way, calls) for calls in map(int, args.calls.split(",")) for way in WAYS]
+        cases = [({}, calls) for calls in FAR] if args.far else cases
+        rows: list[dict[str, Any]] = []
+        for way, calls in cases:
+            if not (way.get("sampler") == "heun" and calls < 3):
+                rows.append(measure(way, calls))
+                part = {"samples": args.samples, "weights": len(models), "rows": rows}
+                record("far" if args.far else "frontier", part)
 
 
 if __name__ == "__main__":

@@ -147,6 +147,20 @@ def render_frontier(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Measured on {part['machine']}."])
 
 
+def render_far(results: dict[str, Any]) -> str:
+    """What few steps cost, beside 1,000."""
+    part = results.get("far")
+    if not part:
+        return "Not measured yet."
+    lines = ["| steps | slot KL, bits | unique | valid |", "|---" * 4 + "|"]
+    for row in part["rows"]:
+        lines.append(
+            f"| {row['calls']:,} | {row['kl_bits']:.3f} | {percent(row['unique'])} | {percent(row['valid'])} |"
+        )
+    about = f"{part['samples']:,} samples, default training, seeds: {part['weights']}. Measured on {part['machine']}."
+    return "\n".join([*lines, "", about])
+
+
 def render_speed(results: dict[str, Any]) -> str:
     """The training step and the sampler against what they are compared with."""
     lines = ["| what | ratio, median | least | most |", "|---|---|---|---|"]
@@ -256,6 +270,7 @@ PLACES: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("README.md", "choices", render_choices),
     ("docs/troubleshooting.md", "settings", render_settings),
     ("docs/speed.md", "frontier", render_frontier),
+    ("docs/speed.md", "far", render_far),
     ("docs/speed.md", "speed", render_speed),
     ("docs/speed.md", "growth", render_growth),
     ("docs/distributed.md", "faults", render_faults),
