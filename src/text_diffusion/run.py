@@ -27,6 +27,7 @@ from text_diffusion.files import check_writable, project_root, remove_leftovers
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.lock import FolderLock, check_shared
 from text_diffusion.mirror import Mirror
+from text_diffusion.muon import Muon, matrices
 from text_diffusion.objectives import OBJECTIVES, Network, Objective, check_foreign
 from text_diffusion.original import check_own_settings
 from text_diffusion.parallel import BatchLoss, check_shares, shard, synchronise
@@ -44,7 +45,7 @@ GROUPS = (ModelConfig, DiffusionConfig, DataConfig, TrainConfig)
 FIXED = {
     *ModelConfig.__dataclass_fields__,
     *DiffusionConfig.__dataclass_fields__,
-    *("tokenizer", "sequence_len", "source_len", "long_lines", "batch_size", "seed", "ema_rate"),
+    *("tokenizer", "sequence_len", "source_len", "long_lines", "batch_size", "seed", "ema_rate", "optimizer"),
 }
 
 
@@ -334,8 +335,9 @@ def new_state(run: Run, opt: dict[str, Any] | None = None) -> TrainState:
             shard(ema.model, run.device, run.ranks)
             ema.follow(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=run.config.lr, weight_decay=run.config.weight_decay, fused=run.device.type != "mps"
+    turned = matrices(model) if run.config.optimizer == "muon" else []
+    optimizer = Muon(
+        trained, turned, lr=run.config.lr, weight_decay=run.config.weight_decay, fused=run.device.type != "mps"
     )
     sampler = TIMESTEP_SAMPLERS[run.diffusion_config.schedule_sampler](run.diffusion.num_timesteps, run.device)
     by_t = LossByTimestep(run.diffusion.num_timesteps, run.device)

@@ -83,7 +83,7 @@ class TrainState:
             optimizer = opt["optimizer"]
             parameters = self.optimizer.param_groups[0]["params"]
             for i, state in optimizer["state"].items():
-                state |= {name: sharded_like(parameters[i], state[name]) for name in MOMENTS}
+                state |= {name: sharded_like(parameters[i], value) for name, value in state.items() if name in MOMENTS}
             self.optimizer.load_state_dict(optimizer)
         for ema, saved in zip(self.emas, opt["emas"], strict=True):
             ema.updates = saved["updates"]
