@@ -200,17 +200,19 @@ def render_growth(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Measured on {part['machine']}."])
 
 
+CHOICES = {"simple": "choices", "animals": "choices_animals"}  # dataset, name in results.json
+
+
 def render_choices(results: dict[str, Any]) -> str:
     """What other flags would do."""
-    part = results.get("choices")
-    if not part:
-        return "Not measured yet."
-    lines = ["| flags | calls | valid | unique | slot KL, bits | training, s |", "|---" * 6 + "|"]
-    for row in part["rows"]:
-        cells = (f"`{row['flags']}`" if row["flags"] else "none", row["calls"], percent(row["valid"]))
-        more = (percent(row["unique"]), f"{row['kl_bits']:.3f}", row["seconds"])
-        lines.append(f"| {' | '.join(map(str, (*cells, *more)))} |")
-    return "\n".join([*lines, "", f"Measured on {part['machine']}."])
+    parts = {name: results[key] for name, key in CHOICES.items() if key in results}
+    lines = ["| trained on | flags | calls | valid | unique | slot KL, bits | training, s |", "|---" * 7 + "|"]
+    for name, part in parts.items():
+        for row in part["rows"]:
+            cells = (f"`{name}`", f"`{row['flags']}`" if row["flags"] else "none", row["calls"], percent(row["valid"]))
+            more = (percent(row["unique"]), f"{row['kl_bits']:.3f}", row["seconds"])
+            lines.append(f"| {' | '.join(map(str, (*cells, *more)))} |")
+    return "\n".join([*lines, "", *(f"Measured on {part['machine']}: {name}." for name, part in parts.items())])
 
 
 def render_faults(results: dict[str, Any]) -> str:
