@@ -168,6 +168,15 @@ def test_truncated_files(trained: Path, tmp_path: Path, capsys: pytest.CaptureFi
         assert f"{path}: expected a whole checkpoint, found a file that is truncated or of another kind" in error
 
 
+def test_flipped_bytes(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that can be read, of numbers that are others."""
+    raw, path = bytearray((trained / RAW).read_bytes()), tmp_path / RAW
+    place = raw.index(contents(trained / RAW)["state"]["word_embedding.weight"].numpy().tobytes())
+    raw[place] ^= 0xFF
+    path.write_bytes(raw)
+    assert "expected a whole checkpoint, found bytes that do not fit their checksum" in refused(capsys, path)
+
+
 def test_foreign_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Pictures, archives, and text, whose first letter decides what torch's reader of pickles makes of it."""
     letters = (f"{chr(i)} text\n".encode() * 50 for i in range(32, 127))

@@ -146,7 +146,7 @@ def test_stopping_during_validation(step: int, go: Trained, capsys: pytest.Captu
     assert metrics(parts, validation=True) == metrics(whole, validation=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopping_a_process(number: int, corpus: Path, tmp_path: Path, go: Trained) -> None:
     """Ctrl-C for real: saved, said, status 128 + the number; the same command goes on as if nothing had been."""
     options: dict[str, Any] = {"steps": 1_000_000, "log_interval": 20, "save_interval": 1_000_000, "dropout": 0.1}
@@ -173,6 +173,30 @@ def test_stopping_a_process(number: int, corpus: Path, tmp_path: Path, go: Train
             stop_at(step + 5, patch)
             go(name, status=130, **options)
     assert same(everything(tmp_path / "parts", step + 5), everything(tmp_path / "whole", step + 5))
+
+
+def test_nohup_is_left_alone(go: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with train.signals() as received:
+            signal.raise_signal(signal.SIGHUP)
+            assert received == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_run_that_nobody_listens_to_is_saved(corpus: Path, tmp_path: Path) -> None:
+    """`... 2>&1 | head`: what is shown has nowhere to go, from the fourth row on."""
+    options: dict[str, Any] = {"steps": 1_000_000, "log_interval": 20, "save_interval": 1_000_000}
+    process = start("train", *train_flags(corpus, tmp_path / "run", **options), stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    while "step 20/" not in process.stderr.readline():
+        assert process.poll() is None
+    process.stderr.close()
+    assert process.wait(timeout=60) == 128 + signal.SIGPIPE
+    steps = [int(path.stem.removeprefix("opt")) for path in (tmp_path / "run").glob("opt*.pt")]
+    assert len(steps) == 1
+    assert steps[0] < 1_000_000
 
 
 def test_killed_process_loses_what_was_not_saved_only(go: Trained, copied: Path, trained: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+import torch
 from toy import (
     OPT,
     RAW,
@@ -114,7 +115,7 @@ def test_full_disk(
     options = train_flags(corpus, folder, steps=9, save_interval=3, log_interval=2)
     with no_file_above(limit):
         assert train.main(options) == 1
-    assert "000009.pt: cannot be written" in one_sentence(capsys.readouterr().err)
+    assert "000009.pt: cannot be written: File too large" in one_sentence(capsys.readouterr().err)
     after = files(folder)
     assert before.items() <= after.items()
     assert not [name for name in after if name.endswith(".tmp") or name.startswith("opt000009")]
@@ -123,6 +124,14 @@ def test_full_disk(
     assert "going on from step 6" in capsys.readouterr().err
     assert train.main(train_flags(corpus, whole, steps=9, save_interval=3, log_interval=2)) == 0
     assert same(weights_of(folder), weights_of(whole))
+
+
+@pytest.mark.parametrize("room", range(0, 12_000, 500))
+def test_full_disk_is_named_wherever_it_ends(room: int, tmp_path: Path) -> None:
+    tensors = {"a": torch.zeros(1000), "b": torch.ones(2000)}
+    with no_file_above(room), pytest.raises(UserError, match=r"x\.pt: cannot be written: File too large"):
+        write_atomically(tmp_path / "x.pt", lambda file: torch.save(tensors, file))
+    assert files(tmp_path) == {}
 
 
 def test_full_disk_takes_no_weights_that_were_there(

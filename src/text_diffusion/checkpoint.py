@@ -126,6 +126,8 @@ def load_weights(path: Path, device: torch.device, tokenizer: str = "") -> Weigh
         UserError: see `read`; or the file holds no weights, or the tokenizer is not the one it was trained with.
     """
     contents = read(path)
+    if zipfile.is_zipfile(path):  # other archives are the original's, or older programs'
+        check_bytes(path)
     given = Tokenizer.from_file(local(tokenizer)) if tokenizer else None
     if original.is_original(contents):
         if given is None:

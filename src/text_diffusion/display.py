@@ -6,11 +6,14 @@ import os
 import sys
 from typing import Any
 
+from tqdm.utils import disp_trim
+
 from text_diffusion.generation import TextDiffusion
 from text_diffusion.samplers import Step
 from text_diffusion.visible import visible
 
 STAGES = 8
+USUAL_COLUMNS = 80
 CLEAR_LINE, UP = "\x1b[2K", "\x1b[{}A"
 
 
@@ -42,8 +45,9 @@ class Display:
         if not self.in_place:
             print("\n".join(f"t {step.t:>5}  {line}" for line in lines), file=sys.stderr)
             return
-        width = os.get_terminal_size(sys.stderr.fileno()).columns - 12
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns or USUAL_COLUMNS  # some terminals say 0
+        lines = [disp_trim(line, max(columns - 12, 1)) for line in lines]
         self.bar.clear()
         back = UP.format(self.count) if self.done > 1 else ""
-        sys.stderr.write(back + "".join(f"{CLEAR_LINE}t {step.t:>5}  {line[:width]}\n" for line in lines))
+        sys.stderr.write(back + "".join(f"{CLEAR_LINE}t {step.t:>5}  {line}\n" for line in lines))
         sys.stderr.flush()

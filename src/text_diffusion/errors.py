@@ -70,5 +70,8 @@ def say(error: BaseException) -> int:
 
 def _end(message: str, status: int) -> int:
     if message:
-        print("\n".join(map(visible, message.split("\n"))), file=sys.stderr)  # names of files may hold anything
+        try:
+            print("\n".join(map(visible, message.split("\n"))), file=sys.stderr)  # names of files may hold anything
+        except BrokenPipeError:  # `... 2>&1 | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return status

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 from text_diffusion.errors import UserError
 
@@ -68,22 +69,45 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with temporary.open("wb", buffering=0) as raw:
+            file = _Whole(raw)
             try:
-                write(file)
-            except RuntimeError:  # how torch.save reports a full disk, without saying so
-                file.flush()
-                raise
-            file.flush()
-            os.fsync(file.fileno())
+                write(cast(IO[bytes], file))
+            except RuntimeError as error:  # how torch.save reports a full disk, without saying so
+                raise file.error or error from None
+            os.fsync(raw.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+    except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"{path}: cannot be written: {reason}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+class _Whole(io.RawIOBase):
+    """A file that takes all that is written, or remembers why it did not."""
+
+    def __init__(self, raw: io.FileIO) -> None:
+        self.raw = raw
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """All of it."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while left:
+                left = left[self.raw.write(left) :]
+        except OSError as error:
+            self.error = error
+            raise
+        return size
 
 
 def _sync_folder(folder: Path) -> None:

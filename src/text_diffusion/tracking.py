@@ -91,6 +91,7 @@ class Tracker:
             print(f"{self.path} is begun anew: the run before left no checkpoint to go on from", file=sys.stderr)
         trim(self.path, first)
         self.file = self.path.open("a", encoding="utf-8")
+        self.unheard = False  # nobody reads standard error any more: `... 2>&1 | head`
         self.on_terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=last, initial=first, unit="step", dynamic_ncols=True, disable=not self.on_terminal, smoothing=0.05
@@ -122,11 +123,14 @@ class Tracker:
         else:
             terms = "  ".join(f"{name} {value}" for name, value in shown.items())
             left = (last - row["step"]) * row["batch_size"] / max(speed, 1e-9)
-            print(f"step {row['step']}/{last}  {terms}  {speed:.0f} sentences/s  {clock(left)} left", file=sys.stderr)
+            self.say(f"step {row['step']}/{last}  {terms}  {speed:.0f} sentences/s  {clock(left)} left")
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        self.bar.write(text, file=sys.stderr)
+        try:
+            self.bar.write(text, file=sys.stderr)
+        except BrokenPipeError:
+            self.unheard = True
 
     def close(self) -> None:
         """Finish bar, file and service."""

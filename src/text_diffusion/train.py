@@ -66,6 +66,8 @@ def train(run: Run, state: TrainState) -> None:
                 ending = state.step == config.steps
                 logging = ending or state.step % config.log_interval == 0
                 validating = config.eval_interval and (ending or state.step % config.eval_interval == 0)
+                if tracker and tracker.unheard and not received:
+                    received.append(signal.SIGPIPE)
                 stopping = ranks.any(bool(received)) and not ending
                 saving = ending or stopping or state.step % config.save_interval == 0
                 if saving and ranks.any(not goes_on(run, state, loss)):
@@ -150,7 +152,10 @@ def a_few(run: Run, model: Network) -> list[str]:
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Catch SIGINT and SIGTERM: the list fills when one comes. A second Ctrl-C interrupts at once."""
+    """Catch SIGINT, SIGTERM and, unless nohup has it ignored, SIGHUP: the list fills when one comes.
+
+    A second Ctrl-C interrupts at once.
+    """
     received: list[int] = []
 
     def handler(number: int, frame: object) -> None:
@@ -158,7 +163,10 @@ def signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        caught.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in caught}
     try:
         yield received
     finally:
