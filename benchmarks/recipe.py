@@ -55,6 +55,7 @@ WAYS = {
     "masked": "--objective masked",
     "autoregressive": "--objective autoregressive",
     "with modern layers": f"{OURS} --denoiser modern",
+    "without denoised input": f"{OURS} --denoised_input False",
     "without known words": f"{OURS} --known_words False",
     "without the output prior": f"{OURS} --output_prior False",
     "without self-conditioning": f"{OURS} --self_condition False",

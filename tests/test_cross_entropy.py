@@ -67,14 +67,16 @@ def test_the_schedule_is_what_the_network_takes_it_for() -> None:
 
 
 @torch.no_grad()
-def test_probabilities_are_those_of_the_equation() -> None:
-    """Eq. (3), term by term, and eq. (4)."""
-    model = network()
+@pytest.mark.parametrize("denoised", [True, False])
+def test_probabilities_are_those_of_the_equation(denoised: bool) -> None:
+    """Eq. (3), term by term, eq. (4) and eq. (7)."""
+    model = network(denoised_input=denoised)
     _, x_t, times = noised(model)
     E = model.embeddings
     assert E.norm(dim=1) == pytest.approx(math.sqrt(D))
     estimate = torch.randn(B, L, D)
-    f = TransformerNetModel.forward(model, x_t, times, estimate)
+    seen = model.without_estimate(x_t, times) if denoised else x_t
+    f = TransformerNetModel.forward(model, seen, times, estimate)
     words = (f @ E.T + model.lm_head.bias).double().numpy()
     expected = scipy.special.log_softmax(words + log_gaussian(x_t, E), axis=-1)
     log_p = model.log_probs(x_t, times, estimate)
@@ -100,9 +102,22 @@ def test_without_context_it_is_bayes_rule() -> None:
 def test_without_the_prior_only_the_network_speaks() -> None:
     model = network(output_prior=False)
     _, x_t, times = noised(model)
-    f = TransformerNetModel.forward(model, x_t, times, model.without_estimate(x_t, times))
+    seen = model.without_estimate(x_t, times)
+    f = TransformerNetModel.forward(model, seen, times, seen)
     expected = (f @ model.embeddings.T + model.lm_head.bias).log_softmax(dim=-1)
     torch.testing.assert_close(model.log_probs(x_t, times), expected)
+
+
+def test_what_is_seen_carries_gradients_for_steering_alone() -> None:
+    """Guidance and the trace of the flow go through it; training does not."""
+    model = network(output_prior=False, self_condition=False)
+    _, x_t, times = noised(model)
+    x_t = x_t.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(model.log_probs(x_t, times)[..., 0].sum(), x_t)
+    assert gradient.abs().sum() > 0
+    assert not model.train().log_probs(x_t, times).sum().isnan()
+    (gradient,) = torch.autograd.grad(model.log_probs(x_t, times)[..., 0].sum(), x_t, allow_unused=True)
+    assert gradient is None
 
 
 @torch.no_grad()

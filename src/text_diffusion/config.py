@@ -62,6 +62,9 @@ class ModelConfig(Options):
     dropout: float = option(0.0, "dropout probability", low=0.0, high=0.95)
     self_condition: bool = option(True, "the denoiser also sees its previous estimate of x_0")
     output_prior: bool = option(True, "cross_entropy: a word's score knows how near its embedding is to x_t")
+    denoised_input: bool = option(
+        True, "cross_entropy: the network sees what the noisy embedding of each word says by itself, not the noise"
+    )
     known_words: bool = option(True, "cross_entropy: train with a share of the words shown without noise")
     condition: str = option(
         "none",

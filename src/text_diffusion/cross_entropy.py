@@ -13,6 +13,10 @@ words around it say, and both together are one product with E:
 
     log p(v | x_t) = <E(v), q> + b_v + const,   q = f(x_t, t) + e                                                   (6)
 
+What f sees is not x_t, most of which is noise, but what it says by itself, with a word's neighbours left out:
+
+    f(x_t, t) = network(sum_v softmax(<E(v), e> + b_v) E(v), t)                                                     (7)
+
 Time is the log-SNR lambda: the schedule `log-snr` is linear in t, so that a network which is told t knows alpha_t and
 sigma_t. In training a share of each sentence's words, another in each, is shown at t = 0, as if they were known: where
 all words are hidden equally well, what they say of each other is hard to find out. Shapes: x_t, q, e (B, L, D),
@@ -105,15 +109,22 @@ class WordDenoiser(TransformerNetModel):
 
     def query(self, x_t: Tensor, timesteps: Tensor, x_self: Tensor | None, condition: Tensor | None = None) -> Tensor:
         """q of eq. (6), (B, L, D) float32."""
-        if self.config.self_condition and x_self is None:
-            x_self = self.without_estimate(x_t, timesteps)
+        seen, first = x_t, self.config.self_condition and x_self is None
+        if self.config.denoised_input or first:
+            own = self.without_estimate(x_t, timesteps)
+            seen = own if self.config.denoised_input else x_t
+            x_self = own if first else x_self
         noisiest = timesteps if timesteps.ndim == 1 else timesteps.amax(dim=1)
-        f = super().forward(x_t, noisiest, x_self, condition=condition).float()
+        f = super().forward(seen, noisiest, x_self, condition=condition).float()
         return f + evidence(x_t, timesteps) if self.config.output_prior else f
 
     def without_estimate(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
-        """The x_0 that the noisy embeddings show by themselves, eq. (4) with f = 0, (B, L, D)."""
-        q, E, b = evidence(x_t, timesteps), self.embeddings, self.lm_head.bias
+        """The x_0 that the noisy embeddings show by themselves, eq. (4) with f = 0, (B, L, D).
+
+        In training no gradient comes from it: it is what there is to see, and costs as much as the scores of all words.
+        """
+        x_t = x_t.detach() if self.training else x_t
+        q, E, b = evidence(x_t, timesteps), self.embeddings.detach(), self.lm_head.bias.detach()
         with torch.autocast(x_t.device.type, enabled=False):
             return mean_embedding(q, E, b)
 
