@@ -123,10 +123,9 @@ class WordDenoiser(TransformerNetModel):
 
         In training no gradient comes from it: it is what there is to see, and costs as much as the scores of all words.
         """
-        x_t = x_t.detach() if self.training else x_t
-        q, E, b = evidence(x_t, timesteps), self.embeddings.detach(), self.lm_head.bias.detach()
-        with torch.autocast(x_t.device.type, enabled=False):
-            return mean_embedding(q, E, b)
+        gradient = torch.is_grad_enabled() and not self.training
+        with torch.autocast(x_t.device.type, enabled=False), torch.set_grad_enabled(gradient):
+            return mean_embedding(evidence(x_t, timesteps), self.embeddings, self.lm_head.bias)
 
 
 def evidence(x_t: Tensor, timesteps: Tensor) -> Tensor:
