@@ -152,7 +152,7 @@ def text(scratch: Path, file: Path, steps: int, calls: int, flags: Sequence[str]
         "examples": sentences[:20],
     }
     print(figures)
-    record("text", {"file": file.name, **about(trained), **figures})
+    record("text", {"file": file.name, "flags": " ".join(flags), **about(trained), **figures})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

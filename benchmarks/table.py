@@ -69,9 +69,12 @@ def render(results: dict[str, Any]) -> str:
             lines.append(f"| `{run['sampler']}` | {run['calls']} | {shares} |")
     if "text" in results:
         t = results["text"]
+        flags = t.get("flags")  # older records lack them
+        t = t | {"with_flags": f", `{flags}`" if flags else ""}
         lines += [
             "",
-            f"Real text (`{t['file']}`, given as a file of one's own), {t['steps']} steps in {t['seconds'] / 60:.1f} "
+            f"Real text (`{t['file']}`, given as a file of one's own{t['with_flags']}), {t['steps']} steps in "
+            f"{t['seconds'] / 60:.1f} "
             f"minutes, {t['calls']} ancestral sampling steps: {percent(t['triples'])} of the samples' word triples "
             f"occur in the {t['held_out_lines']} held-out lines; of real training lines' triples "
             f"{percent(t['triples_real'])} do. "
