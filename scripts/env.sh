@@ -57,12 +57,10 @@ def numbers(text):
     return [int(part) for part in re.findall(r"\d+", text.partition("+")[0])]
 
 def lacking(name, least):
-    if find_spec(name.replace("-", "_")) is None:
-        return name
     try:
         found = version(name)
-    except PackageNotFoundError:  # put there without pip or conda: nobody knows
-        return ""
+    except PackageNotFoundError:  # perhaps put there without pip or conda: nobody knows which version
+        return "" if find_spec(name.replace("-", "_")) else name
     return "%s>=%s (it has %s)" % (name, least, found) if numbers(found) < numbers(least) else ""
 
 ranges, *files = [open(path, encoding="utf-8").read() for path in sys.argv[1:]]
