@@ -240,10 +240,8 @@ def _is_file(dataset: str) -> bool:
 
 def _unknown_dataset(name: str, data: Path, why: str = "") -> str:
     known = sorted(path.name.removesuffix("-train.txt") for path in data.glob("*-train.txt"))
-    names = f"one of {', '.join(known)} in {data}"
-    if not known:
-        names = f"a name in {data}, where there are none (`simple` and the others come with the repository)"
-    return f"DATASET must be the path of a text file or {names}, found {name!r}{why}"
+    names = ", ".join(known) or "(none: `simple` and the others come with the repository)"
+    return f"DATASET must be the path of a text file or one of {names} in {data}, found {name!r}{why}"
 
 
 def _lines(sentences: list[str], given: list[str], condition: str) -> list[str]:
