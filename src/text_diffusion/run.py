@@ -336,10 +336,13 @@ def new_state(run: Run, opt: dict[str, Any] | None = None) -> TrainState:
             shard(ema.model, run.device, run.ranks)
             ema.follow(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    turned = matrices(model) if run.config.optimizer == "muon" else []
-    optimizer = Muon(
-        trained, turned, lr=run.config.lr, weight_decay=run.config.weight_decay, fused=run.device.type != "mps"
-    )
+    options: dict[str, Any] = {
+        "lr": run.config.lr,
+        "weight_decay": run.config.weight_decay,
+        "fused": run.device.type != "mps",
+    }
+    muon = run.config.optimizer == "muon"
+    optimizer = Muon(trained, matrices(model), **options) if muon else torch.optim.AdamW(trained, **options)
     sampler = TIMESTEP_SAMPLERS[run.diffusion_config.schedule_sampler](run.diffusion.num_timesteps, run.device)
     by_t = LossByTimestep(run.diffusion.num_timesteps, run.device)
     return TrainState(model, loss, emas, optimizer, sampler, by_t)
