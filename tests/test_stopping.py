@@ -175,7 +175,7 @@ def test_stopping_a_process(number: int, corpus: Path, tmp_path: Path, go: Train
     assert same(everything(tmp_path / "parts", step + 5), everything(tmp_path / "whole", step + 5))
 
 
-def test_nohup_is_left_alone(go: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nohup_is_left_alone() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with train.signals() as received:
@@ -186,7 +186,7 @@ def test_nohup_is_left_alone(go: Trained, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_run_that_nobody_listens_to_is_saved(corpus: Path, tmp_path: Path) -> None:
-    """`... 2>&1 | head`: what is shown has nowhere to go, from the fourth row on."""
+    """`... 2>&1 | head`: what is shown has nowhere to go, after the first row."""
     options: dict[str, Any] = {"steps": 1_000_000, "log_interval": 20, "save_interval": 1_000_000}
     process = start("train", *train_flags(corpus, tmp_path / "run", **options), stderr=subprocess.PIPE)
     assert process.stderr is not None

@@ -26,7 +26,7 @@ class Refused(UserError):
 
 
 class Interrupted(Exception):
-    """SIGINT (Ctrl-C) or SIGTERM came; the message says what was saved and how to go on."""
+    """A signal came, or nobody reads what is shown; the message says what was saved and how to go on."""
 
     def __init__(self, message: str, number: int = signal.SIGINT) -> None:
         super().__init__(message)
@@ -34,7 +34,7 @@ class Interrupted(Exception):
 
 
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run a command's ``main`` and return its exit status: 0, 1 after an error, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run a command's ``main`` and return its exit status: 0, 1 after an error, 128 + the number after a signal."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter shows another; files have it
     try:

@@ -164,8 +164,9 @@ def signals() -> Iterator[list[int]]:
         received.append(number)
 
     caught = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        caught.append(signal.SIGHUP)
+    hangup = getattr(signal, "SIGHUP", None)  # not on every system
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        caught.append(hangup)
     before = {number: signal.signal(number, handler) for number in caught}
     try:
         yield received
