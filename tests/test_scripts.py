@@ -339,6 +339,16 @@ def test_set_up(clone: Path, bare: Path, wheels: Path) -> None:
     assert run(*command, env=variables).stderr == ""
 
 
+def test_package_whose_module_has_another_name(clone: Path, tmp_path: Path) -> None:
+    """As pytest-xdist, which is imported as xdist."""
+    env = make_env(tmp_path / "env", {name: "" for name in PINS if name != "tqdm"})
+    (info,) = (path / "tqdm-99.dist-info" for path in env.glob("lib/python*/site-packages"))
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tqdm\nVersion: 99\n")
+    result = run("bash", clone / "scripts" / "setup.sh", env=environment(env))
+    assert result.stdout == f"ready: {env}/bin/python3\n", result.stderr
+
+
 def test_old_versions_are_not_used(clone: Path, tmp_path: Path) -> None:
     """Below the ranges of setup.py; newer than what is pinned is as good, as is what cannot be told."""
     env = make_env(tmp_path / "env", dict.fromkeys(PINS, ""))
