@@ -112,7 +112,7 @@ TRAIN_CASES = {
     "microbatch": Case(2, "calls"),
     "lr": Case(1e-2, "weights"),
     "warmup_steps": Case(1, "weights"),
-    "optimizer": Case("muon", "weights"),
+    "optimizer": Case("adamw", "weights"),
     "weight_decay": Case(0.5, "weights", {"lr": 0.1}),
     "gradient_clipping": Case(0.01, "weights"),
     "ema_rate": Case("0.1,0.99", "names"),

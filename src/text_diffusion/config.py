@@ -140,13 +140,15 @@ class DataConfig(Options):
 class TrainConfig(Options):
     """The training loop (`train`)."""
 
-    steps: int = option(3500, "where the run ends", low=1)
+    steps: int = option(2800, "where the run ends", low=1)
     batch_size: int = option(128, "sentences a step, over all micro-batches", low=1)
     microbatch: int = option(0, "sentences in memory at once; 0: the whole batch", low=0)
     lr: float = option(4e-3, "peak learning rate", low=0.0)
     warmup_steps: int = option(100, "steps of linear warm-up, before the linear anneal to 0", low=0)
     optimizer: str = option(
-        "adamw", "adamw, or muon for the matrices of the layers and adamw for the rest", choices=("adamw", "muon")
+        "muon",
+        "muon for the matrices of the layers and adamw for the rest, or adamw for all",
+        choices=("muon", "adamw"),
     )
     weight_decay: float = option(0.0, "weight decay, apart from the gradient", low=0.0)
     gradient_clipping: float = option(1.0, "largest gradient norm; 0: no clipping", low=0.0)
@@ -175,8 +177,6 @@ class TrainConfig(Options):
             raise UserError(
                 f"--microbatch must be even (every second sentence is self-conditioned), found {self.microbatch}"
             )
-        if self.optimizer == "muon" and self.parallel == "fsdp":
-            raise UserError("--optimizer muon needs whole matrices, so it expects --parallel ddp, found fsdp")
         if len(set(self.ema_rate)) < len(self.ema_rate):
             raise UserError(f"--ema_rate must name different rates, found {_shown(self.ema_rate)}")
 

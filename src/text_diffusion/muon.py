@@ -6,8 +6,9 @@
 
 for the weights W (m, n) of linear layers, G being the gradient. The factor in (3) makes the change as large as AdamW's
 (Liu et al. 2025, arXiv 2502.16982, eq. 4), so that one learning rate serves both: what is no such weight (embeddings
-and the head tied to them, norms, biases) is left to AdamW. `torch.optim.Muon` takes the same steps but computes (2) in
-bf16, which a CPU without bf16 units does hundreds of times more slowly than float32.
+and the head tied to them, norms, biases) is left to AdamW. (2) is computed in bf16 on a GPU, which is accurate enough,
+and in float32 elsewhere: a CPU without bf16 units is hundreds of times slower at it, which is why this is not
+`torch.optim.Muon`. Of matrices in shards (FSDP) every rank puts U together, turns it, and keeps its own part.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from text_diffusion.parallel import sharded_like, whole
+
 MOMENTUM = 0.95  # mu
+MOMENT = "momentum"  # M in the optimizer's state
 A, B, C = 3.4445, -4.775, 2.0315
 ITERATIONS = 5
 LIKE_ADAMW = 0.2
@@ -28,11 +32,12 @@ def orthogonal(U: Tensor) -> Tensor:
     """The matrix with U's singular vectors whose singular values are about one, eq. (2); each of U (K, m, n)."""
     wide = U.shape[-2] <= U.shape[-1]
     X = U if wide else U.mT
+    X = X.bfloat16() if X.is_cuda else X
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
         S = X @ X.mT
         X = torch.baddbmm(X, torch.baddbmm(S, S, S, beta=B, alpha=C), X, beta=A)
-    return X if wide else X.mT
+    return (X if wide else X.mT).to(U.dtype)
 
 
 def matrices(model: nn.Module) -> list[Tensor]:
@@ -69,9 +74,11 @@ class Muon(torch.optim.AdamW):
             M = [self._momentum(W) for W in together]
             torch._foreach_mul_(M, MOMENTUM)
             torch._foreach_add_(M, G)
-            X = orthogonal(torch.stack(torch._foreach_add(G, M, alpha=MOMENTUM)))
+            U = torch._foreach_add(G, M, alpha=MOMENTUM)
+            X = orthogonal(torch.stack([whole(one) for one in U]))
+            change = [sharded_like(W, one) for W, one in zip(together, X.unbind(), strict=True)]
             torch._foreach_mul_(together, 1 - lr * decay)
-            torch._foreach_add_(together, list(X.unbind()), alpha=-lr * LIKE_ADAMW * max(shape) ** 0.5)
+            torch._foreach_add_(together, change, alpha=-lr * LIKE_ADAMW * max(shape) ** 0.5)
         for W in self.turned:
             W.grad = None  # AdamW passes over what has none
         loss = super().step(closure)
@@ -82,7 +89,13 @@ class Muon(torch.optim.AdamW):
     def _momentum(self, W: Tensor) -> Tensor:
         """M, zero at first; AdamW expects a number of steps beside it when the state is read."""
         state = self.state[W]
-        if "momentum" not in state:
-            state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(W)}
-        M: Tensor = state["momentum"]
+        if MOMENT not in state:
+            state |= {"step": torch.zeros((), device=W.device), MOMENT: torch.zeros_like(W)}
+        M: Tensor = state[MOMENT]
         return M
+
+
+def moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[str, ...]:
+    """The names of what the optimizer keeps of a parameter, each as large as it; besides, it counts its steps."""
+    turned = isinstance(optimizer, Muon) and any(parameter is W for W in optimizer.turned)
+    return (MOMENT,) if turned else ("exp_avg", "exp_avg_sq")

@@ -132,13 +132,14 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def sharded_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """A whole tensor, on this rank's device, or sharded as the parameter is."""
+    """A whole tensor, the same on all ranks, on this rank's device; or sharded as the parameter is."""
     if not _is_dtensor(parameter):
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     assert isinstance(parameter, DTensor)
-    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)  # nothing is sent
 
 
 def _is_dtensor(tensor: Tensor) -> bool:

@@ -13,12 +13,11 @@ from torch import Tensor
 from text_diffusion.checkpoint import state_of
 from text_diffusion.distributed import Ranks
 from text_diffusion.ema import EMA
+from text_diffusion.muon import moments
 from text_diffusion.objectives import Network
 from text_diffusion.parallel import BatchLoss, is_sharded, sharded_like
 from text_diffusion.snapshot import Snapshot, frozen, read_shards
 from text_diffusion.timesteps import LossByTimestep, TimestepSampler
-
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, for each parameter; besides, how many steps it has seen
 
 
 @dataclass
@@ -83,7 +82,7 @@ class TrainState:
             optimizer = opt["optimizer"]
             parameters = self.optimizer.param_groups[0]["params"]
             for i, state in optimizer["state"].items():
-                state |= {name: sharded_like(parameters[i], value) for name, value in state.items() if name in MOMENTS}
+                state |= {name: sharded_like(parameters[i], value) for name, value in state.items() if name != "step"}
             self.optimizer.load_state_dict(optimizer)
         for ema, saved in zip(self.emas, opt["emas"], strict=True):
             ema.updates = saved["updates"]
@@ -106,4 +105,4 @@ class TrainState:
         for parameter in self.optimizer.param_groups[0]["params"]:
             state = self.optimizer.state[parameter]
             state["step"] = torch.zeros((), device=parameter.device)
-            state |= {name: torch.zeros_like(parameter) for name in MOMENTS}
+            state |= {name: torch.zeros_like(parameter) for name in moments(self.optimizer, parameter)}
