@@ -3,9 +3,9 @@
 python benchmarks/gpu.py [--out gpu.json]       needs PyTorch, NumPy and src/ only, and no network; within 8 minutes
 python benchmarks/gpu.py --toy                  the same at toy size, also on a CPU
 
-A training step is all of the program's own `train_step`: batch, noise, self-conditioning, clipping, AdamW, EMA. FLOPs
-are those of its matrix products, counted by PyTorch. MFU is their rate over the device's bf16 rate, both what a
-large matrix product reached here and the data sheet's where the device is known.
+A training step is all of the program's own `train_step`: batch, noise, self-conditioning, clipping, optimizer, EMA.
+FLOPs are those of the network's matrix products, counted by PyTorch; Muon's own are not among them. MFU is their rate
+over the device's bf16 rate, both what a large matrix product reached here and the data sheet's where that is known.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ from text_diffusion.distributed import ALONE
 from text_diffusion.ema import EMA
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.modeling import TransformerNetModel
+from text_diffusion.muon import optimizer_of
 from text_diffusion.objectives import OBJECTIVES
 from text_diffusion.parallel import BatchLoss
 from text_diffusion.randomness import Stream, draw, normal
 from text_diffusion.samplers import ancestral
 from text_diffusion.schedules import named_betas
-from text_diffusion.step import train_step
+from text_diffusion.step import gradient, train_step
 from text_diffusion.timesteps import LossByTimestep, UniformSampler, spaced_timesteps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,7 +102,7 @@ def training(
     state: Any = SimpleNamespace(
         model=model,
         emas=[EMA(model, 0.9999)],
-        optimizer=torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True),
+        optimizer=optimizer_of(model, config),
         timestep_sampler=UniformSampler(2000),
         loss_by_timestep=LossByTimestep(2000, device),
         step=0,
@@ -120,8 +121,9 @@ def training(
     plain = BatchLoss(model, run.objective, run.diffusion)
     loss = BatchLoss(network, run.objective, run.diffusion)
     with FlopCounterMode(display=False) as counter:
-        train_step(run, state, plain)
+        gradient(run, state, plain)
     flops = counter.get_total_flops()
+    state.optimizer.zero_grad()
     for _ in range(3):
         train_step(run, state, loss)  # compiles
     if device.type == "cuda":
@@ -201,7 +203,7 @@ def table(results: dict[str, Any]) -> str:
     ]
     for row in results["training"]:
         rate, peak = row["flops_per_s"], row["peak_gib"]
-        flags = " ".join(f"{name}={row[name]}" for name in ("precision", "compile") if name in row)
+        flags = " ".join(f"{name}={row[name]}" for name in ("optimizer", "precision", "compile") if name in row)
         cells = (
             f"{row['size']} {flags}",
             row["batch"],
@@ -252,8 +254,10 @@ def main(argv: list[str] | None = None) -> None:
     vocab = 64 if args.toy else 8192
     parts: list[tuple[str, str, Callable[[], dict[str, Any]]]] = []
     for batch, length in shapes:
-        for compiled in [False] if args.toy else [False, True]:
-            how = precision | ({"compile": True} if compiled else {})
+        ways: list[Row] = [{"optimizer": "adamw"}, {"optimizer": "muon"}]
+        ways += [] if args.toy else [{**way, "compile": True} for way in ways]
+        for way in ways:
+            how = precision | way
             parts.append(("training", "base", partial(training, clock, base, batch, length, vocab, **how)))
     for name, config, batch, length in (("small", small, 16384, 8), ("base", base, 1024, 64)):
         size, calls = (16, 3) if args.toy else (batch, 10)

@@ -40,6 +40,7 @@ from text_diffusion.generation import load_diffusion
 from text_diffusion.losses import Noise, diffusion_lm_loss
 from text_diffusion.memory import keep_freed_memory
 from text_diffusion.modeling import TransformerNetModel
+from text_diffusion.muon import optimizer_of
 from text_diffusion.objectives import OBJECTIVES
 from text_diffusion.parallel import BatchLoss
 from text_diffusion.schedules import named_betas
@@ -73,11 +74,11 @@ def stepper(model_config: ModelConfig, batch: int, length: int, vocab: int) -> C
     """One training step of the program, data, logging and averages included, each time it is called."""
     model = TransformerNetModel(model_config, vocab, length).train()
     loss = BatchLoss(model, OBJECTIVES["diffusion_lm"], GaussianDiffusion(named_betas("sqrt", 2000)))
-    state = TrainState(
-        model, loss, [EMA(model, 0.9999)], optimizer_of(model), UniformSampler(2000), LossByTimestep(2000)
-    )
+    config = TrainConfig(batch_size=batch, steps=1_000_000, optimizer="adamw")  # as what it is compared with has
+    optimizer = optimizer_of(model, config)
+    state = TrainState(model, loss, [EMA(model, 0.9999)], optimizer, UniformSampler(2000), LossByTimestep(2000))
     run: Any = SimpleNamespace(
-        config=TrainConfig(batch_size=batch, steps=1_000_000),
+        config=config,
         model_config=model_config,
         objective=OBJECTIVES["diffusion_lm"],
         ranks=ALONE,
@@ -92,11 +93,6 @@ def stepper(model_config: ModelConfig, batch: int, length: int, vocab: int) -> C
         train_step(run, state, loss)
 
     return step
-
-
-def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
-    """As the program has it."""
-    return torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
 
 def bert_stepper(model_config: ModelConfig, batch: int, length: int, vocab: int) -> Callable[[], None]:

@@ -29,8 +29,9 @@ def test_gpu_benchmark_at_toy_size(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     results = json.loads((tmp_path / "gpu.json").read_text())
     assert results["ceilings"]["gemm_flops_per_s"] > results["ceilings"]["copy_bytes_per_s"] / 100 > 0
-    (training,) = results["training"]
-    assert training["tokens_per_s"] == training["batch"] * training["length"] / (training["ms"] / 1000)
-    assert 0 < training["flops_per_s"] < results["ceilings"]["gemm_flops_per_s"]
+    assert [row["optimizer"] for row in results["training"]] == ["adamw", "muon"]
+    for training in results["training"]:
+        assert training["tokens_per_s"] == training["batch"] * training["length"] / (training["ms"] / 1000)
+        assert 0 < training["flops_per_s"] < results["ceilings"]["gemm_flops_per_s"]
     assert [row["eager_per_s"] > 0 for row in results["sampling"]] == [True, True]
     assert "| base" in result.stdout

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from text_diffusion.config import TrainConfig
 from text_diffusion.parallel import sharded_like, whole
 
 MOMENTUM = 0.95  # mu
@@ -99,3 +100,13 @@ def moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[str, .
     """The names of what the optimizer keeps of a parameter, each as large as it; besides, it counts its steps."""
     turned = isinstance(optimizer, Muon) and any(parameter is W for W in optimizer.turned)
     return (MOMENT,) if turned else ("exp_avg", "exp_avg_sq")
+
+
+def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """What trains a network: `--optimizer`, with its learning rate (set anew at every step) and weight decay."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    fused = trained[0].device.type != "mps"
+    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": fused}
+    if config.optimizer == "muon":
+        return Muon(trained, matrices(model), **options)
+    return torch.optim.AdamW(trained, **options)

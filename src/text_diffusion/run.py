@@ -27,7 +27,7 @@ from text_diffusion.files import check_writable, project_root, remove_leftovers
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.lock import FolderLock, check_shared
 from text_diffusion.mirror import Mirror
-from text_diffusion.muon import Muon, matrices
+from text_diffusion.muon import optimizer_of
 from text_diffusion.objectives import OBJECTIVES, Network, Objective, check_foreign
 from text_diffusion.original import check_own_settings
 from text_diffusion.parallel import BatchLoss, check_shares, shard, synchronise
@@ -335,17 +335,9 @@ def new_state(run: Run, opt: dict[str, Any] | None = None) -> TrainState:
         for ema in emas:
             shard(ema.model, run.device, run.ranks)
             ema.follow(model)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    options: dict[str, Any] = {
-        "lr": run.config.lr,
-        "weight_decay": run.config.weight_decay,
-        "fused": run.device.type != "mps",
-    }
-    muon = run.config.optimizer == "muon"
-    optimizer = Muon(trained, matrices(model), **options) if muon else torch.optim.AdamW(trained, **options)
     sampler = TIMESTEP_SAMPLERS[run.diffusion_config.schedule_sampler](run.diffusion.num_timesteps, run.device)
     by_t = LossByTimestep(run.diffusion.num_timesteps, run.device)
-    return TrainState(model, loss, emas, optimizer, sampler, by_t)
+    return TrainState(model, loss, emas, optimizer_of(model, run.config), sampler, by_t)
 
 
 def _own_weights(source: Path, run: str) -> dict[str, Tensor]:
