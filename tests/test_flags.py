@@ -247,6 +247,8 @@ SAMPLE_CASES = {
     "churn": Case(4.0, "sentences", {"sampler": "heun", "steps": 6}),
     "halt": Case(1, "sentences"),
     "temperature": Case(0.5, "error"),  # of weights without probabilities of words; else see test_cross_entropy
+    "precision": Case("bf16", "quick"),  # what comes of it: test_quick
+    "compile": Case(True, "quick"),
     "num_samples": Case(12, "sentences"),
     "out_dir": Case("FOLDER", "folder"),
     "batch_size": Case(3, "calls"),
@@ -269,6 +271,7 @@ def test_sample_table_is_complete() -> None:
 
 def observe_sampling(argv: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     calls: list[tuple[int, int]] = []
+    quick: list[tuple[str, bool]] = []
     denoising = TextDiffusion.denoising
 
     def counted(self: TextDiffusion, start: int, stop: int, **options: Any) -> Iterator[Any]:
@@ -277,6 +280,7 @@ def observe_sampling(argv: list[str], capsys: pytest.CaptureFixture[str]) -> dic
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TextDiffusion, "denoising", counted)
+        patch.setattr(sample, "quicken", lambda _model, _device, *how: quick.append(how))
         status = sample.main(argv)
     out, err = capsys.readouterr()
     if status:
@@ -288,6 +292,7 @@ def observe_sampling(argv: list[str], capsys: pytest.CaptureFixture[str]) -> dic
         "name": path.name,
         "sentences": path.read_text(encoding="utf-8").splitlines(),
         "calls": calls,
+        "quick": quick,
         "stderr": err,
     }
     path.unlink()
@@ -311,7 +316,7 @@ def test_sample_flag_has_an_effect(
     before, after = seen
     assert len(set(before["sentences"])) > 5
     assert not same(before.get(case.changes), after.get(case.changes))
-    if case.changes in ("folder", "calls", "stderr"):
+    if case.changes in ("folder", "calls", "stderr", "quick"):
         assert after["sentences"] == before["sentences"]
         assert after["name"] == before["name"]
     if case.changes == "error":

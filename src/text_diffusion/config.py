@@ -140,7 +140,7 @@ class DataConfig(Options):
 class TrainConfig(Options):
     """The training loop (`train`)."""
 
-    steps: int = option(2800, "where the run ends", low=1)
+    steps: int = option(2500, "where the run ends", low=1)
     batch_size: int = option(128, "sentences a step, over all micro-batches", low=1)
     microbatch: int = option(0, "sentences in memory at once; 0: the whole batch", low=0)
     lr: float = option(4e-3, "peak learning rate", low=0.0)
@@ -197,6 +197,8 @@ class SampleConfig(Options):
     churn: float = option(0.0, "with dpm-solver++ and heun: noise added again on the way, in all", low=0.0)
     halt: int = option(0, "leave a sentence alone once its words have not changed for so many calls; 0: never", low=0)
     temperature: float = option(1.0, "with cross_entropy weights: of the probabilities of words", low=0.0)
+    precision: str = option("float32", "arithmetic of the network", choices=("float32", "bf16"))
+    compile: bool = option(False, "compile the network with torch.compile (a minute at the start)")
     num_samples: int = option(10, "sentences to write", low=1)
     out_dir: str = option("", "folder for the samples; the weights file's if not given")
     batch_size: int = option(0, "sentences at once; 0: chosen", low=0)

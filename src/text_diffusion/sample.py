@@ -32,12 +32,16 @@ from text_diffusion.generation import Sampling, TextDiffusion, Writer, writer_of
 from text_diffusion.masked import Masked
 from text_diffusion.memory import in_batches, keep_freed_memory
 from text_diffusion.mirror import Mirror
+from text_diffusion.quick import quicken
 from text_diffusion.remote import StoreError, cache_of, is_remote, local
 from text_diffusion.visible import visible
 
 PRINTED = 10  # sentences on standard output; the file has them all
 OF_ALL = ("label", "source_file", "mbr")  # controls of models that write left to right too
-OF_DIFFUSION = ("steps", "sampler", "spacing", "eta", "churn", "top_p", "clamp", "clamp_start", "halt", "temperature")
+OF_DIFFUSION = (
+    *("steps", "sampler", "spacing", "eta", "churn", "top_p", "clamp", "clamp_start", "halt", "temperature"),
+    *("precision", "compile"),
+)
 
 
 def output_path(config: SampleConfig, named: Sequence[str] = ("steps", "clamp")) -> Path:
@@ -187,6 +191,9 @@ def prepare(given: dict[str, Any], ranks: Ranks) -> tuple[Writer, SampleConfig, 
         plans = control.plans(model, Path(config.model_name_or_path), config.sequence_len, each)
         for plan in plans:
             model.denoising(0, 1, controls=plan, **asdict(sampling(config)))
+        if config.compile and config.halt:
+            raise UserError("--compile expects as many sentences in every call, found --halt: leave out one of the two")
+        quicken(model.model, device, config.precision, config.compile)
         return model, config, control, plans
     own = (*own_settings(model), *OF_ALL)
     foreign = [name for name in (*OF_DIFFUSION, *asdict(control), "sequence_len", "show") if name not in own]
