@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def train_step(run: Run, state: TrainState, loss: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
-    """One step: gradient, clipping, AdamW, EMA.
+    """One step: gradient, clipping, optimizer, EMA.
 
     Returns:
         The terms of the loss by name, each (B,) on the device, with `t` among them, those of all ranks on every rank;
