@@ -18,6 +18,8 @@ from text_diffusion import files, train
 from text_diffusion.control import train_classifier
 from text_diffusion.launcher import WORLD_SIZE_VARIABLES
 
+pytest_plugins = ["clones"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests that take a minute")
@@ -116,7 +118,7 @@ def micro() -> Micro:
 
 
 @pytest.fixture
-def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def toy_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A clone with two datasets, in place of the one that the tests run in."""
     root = tmp_path / "clone"
     for folder in ("scripts", "data", "ckpts"):

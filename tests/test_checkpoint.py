@@ -267,16 +267,16 @@ def test_missing_file_lists_those_that_are_there(trained: Path, capsys: pytest.C
 
 
 def test_missing_file_elsewhere_lists_those_of_the_clone(
-    clone: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    toy_clone: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As they have to be written here."""
     missing = tmp_path / "nowhere" / RAW
     assert "`bash scripts/run_train.sh` makes some" in refused(capsys, missing)
-    (clone / "ckpts" / "toy").mkdir()
+    (toy_clone / "ckpts" / "toy").mkdir()
     for name in (RAW, OPT):
-        shutil.copyfile(trained / name, clone / "ckpts" / "toy" / name)
-    assert refused(capsys, missing).endswith(f"found none there; there are {clone}/ckpts/toy/{RAW}")
-    monkeypatch.chdir(clone)
+        shutil.copyfile(trained / name, toy_clone / "ckpts" / "toy" / name)
+    assert refused(capsys, missing).endswith(f"found none there; there are {toy_clone}/ckpts/toy/{RAW}")
+    monkeypatch.chdir(toy_clone)
     assert refused(capsys, missing).endswith(f"found none there; there are ckpts/toy/{RAW}")
 
 

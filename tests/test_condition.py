@@ -174,19 +174,19 @@ def test_stopped_run_is_the_same(labeled: Path, tmp_path: Path, monkeypatch: pyt
         torch.testing.assert_close(contents(tmp_path / "micro" / name)["state"][key], value, rtol=1e-3, atol=1e-4)
 
 
-def test_named_dataset(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_named_dataset(toy_clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Labels are those of DATASET_labeled.tsv; the training text's other lines have none."""
-    usual = {"dataset": "toy", "condition": "labels", "steps": 1, "checkpoint_path": clone / "run"}
+    usual = {"dataset": "toy", "condition": "labels", "steps": 1, "checkpoint_path": toy_clone / "run"}
     sizes = flags(hidden_size=8, num_layers=1, num_heads=1, in_channel=4, batch_size=4, eval_interval=0)
     assert train.main(flags(**usual) + sizes) == 1
     assert "toy_labeled.tsv: --condition labels expects lines" in one_sentence(capsys.readouterr().err)
-    (clone / "data" / "toy").mkdir(exist_ok=True)
-    write_text(clone / "data" / "toy" / "toy_labeled.tsv", [f"{line}\t{words(line)[1]}" for line in LINES[:40]])
+    (toy_clone / "data" / "toy").mkdir(exist_ok=True)
+    write_text(toy_clone / "data" / "toy" / "toy_labeled.tsv", [f"{line}\t{words(line)[1]}" for line in LINES[:40]])
     assert train.main(flags(**usual) + sizes) == 0
     err = capsys.readouterr().err
     assert "38 lines to train on, 2 held out" in err
     assert "30 more lines to train on, which have no label" in err
-    assert contents(clone / "run" / "model000001.pt")["labels"] == ["blue", "old", "red"]
+    assert contents(toy_clone / "run" / "model000001.pt")["labels"] == ["blue", "old", "red"]
 
 
 # Sources

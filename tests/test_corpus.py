@@ -17,16 +17,16 @@ from text_diffusion.tokenizer import train_word_level
 TINY = SIZES | {"steps": 1}
 
 
-def test_by_name(clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_by_name(toy_clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = corpora.load(DataConfig(dataset="toy"), tmp_path / "run")
     assert (corpus.name, corpus.train, corpus.held_out) == ("toy", LINES[:70], LINES[70:])
     assert not corpus.was_split
-    assert corpus.vocab_folder == clone / "data" / "toy"
+    assert corpus.vocab_folder == toy_clone / "data" / "toy"
     assert capsys.readouterr().err == ""
 
 
-def test_by_name_without_test_file(clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (clone / "data" / "toy-test.txt").unlink()
+def test_by_name_without_test_file(toy_clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (toy_clone / "data" / "toy-test.txt").unlink()
     corpus = corpora.load(DataConfig(dataset="toy"), tmp_path / "run")
     assert corpus.was_split
     assert (corpus.train, corpus.held_out) == corpora.split(LINES[:70])
@@ -50,19 +50,19 @@ def test_parts_are_written(corpus: Path, tmp_path: Path) -> None:
     assert read_lines(tmp_path / "toy-test.txt") == found.held_out
 
 
-def test_by_training_text(clone: Path, tmp_path: Path) -> None:
+def test_by_training_text(toy_clone: Path, tmp_path: Path) -> None:
     mine = write_text(tmp_path / "mine.txt", LINES[:20])
     corpus = corpora.load(DataConfig(dataset="toy", train_txt_path=str(mine)), tmp_path)
     assert corpus.source == mine
     assert (corpus.train, corpus.held_out) == corpora.split(LINES[:20])
 
 
-def test_by_held_out_text(clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_by_held_out_text(toy_clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = write_text(tmp_path / "mine.txt", [*LINES[70:75], LINES[0].upper(), f" {LINES[1]}"])
     corpus = corpora.load(DataConfig(dataset="toy", val_txt_path=str(mine)), tmp_path)
     assert (corpus.train, corpus.held_out) == (LINES[:70], read_lines(mine))
     assert "warning: 2 of 7 held-out lines are also in the training text" in capsys.readouterr().err
-    both = DataConfig(dataset="toy", train_txt_path=str(clone / "data" / "other-train.txt"), val_txt_path=str(mine))
+    both = DataConfig(dataset="toy", train_txt_path=str(toy_clone / "data" / "other-train.txt"), val_txt_path=str(mine))
     corpus = corpora.load(both, tmp_path)
     assert not corpus.was_split
     assert (len(corpus.train), len(corpus.held_out)) == (70, 7)
@@ -70,17 +70,17 @@ def test_by_held_out_text(clone: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("dataset", ["tay", "", "..", "Toy"])
 def test_unknown_name_lists_those_that_are_there(
-    dataset: str, clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dataset: str, toy_clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert training.main(flags(dataset=dataset)) == 1
     error = one_sentence(capsys.readouterr().err)
     assert "one of other, toy in" in error
     assert f"found {dataset!r}" in error
-    assert sorted(files(clone / "ckpts")) == []
+    assert sorted(files(toy_clone / "ckpts")) == []
 
 
 def test_name_wins_over_a_file_in_the_working_directory(
-    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "toy", ["something else"])
@@ -91,7 +91,7 @@ def test_name_wins_over_a_file_in_the_working_directory(
 
 @pytest.mark.parametrize("dataset", ["toy.v2", "no/such.txt"])
 def test_missing_file_lists_the_names_too(
-    dataset: str, clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    dataset: str, toy_clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert training.main(flags(dataset=dataset)) == 1
@@ -102,18 +102,18 @@ def test_missing_file_lists_the_names_too(
 
 @pytest.mark.parametrize("dataset", ["./toy", "../data/toy", "ROOT/data/toy"])
 def test_path_is_no_name(
-    dataset: str, clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    dataset: str, toy_clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What has a slash in it is the path of a file, and here there is none."""
     monkeypatch.chdir(tmp_path)
-    before = files(clone)
-    assert training.main(flags(dataset=dataset.replace("ROOT", str(clone)), **TINY)) == 1
+    before = files(toy_clone)
+    assert training.main(flags(dataset=dataset.replace("ROOT", str(toy_clone)), **TINY)) == 1
     assert "which is no file" in one_sentence(capsys.readouterr().err)
-    assert files(clone) == before
+    assert files(toy_clone) == before
 
 
 def test_relative_paths_mean_the_working_directory(
-    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the data as of the run; a dataset by name and its run are the clone's wherever one is."""
     elsewhere = tmp_path / "elsewhere"
@@ -123,17 +123,17 @@ def test_relative_paths_mean_the_working_directory(
     assert training.main(train_flags(Path("mine.txt"), Path("run"), steps=1)) == 0
     assert (elsewhere / "run" / "opt000001.pt").is_file()
     assert training.main(flags(dataset="toy", **TINY)) == 0
-    assert (clone / "ckpts" / "toy" / "opt000001.pt").is_file()
-    assert (clone / "data" / "toy" / "word-level-vocab.json").is_file()
+    assert (toy_clone / "ckpts" / "toy" / "opt000001.pt").is_file()
+    assert (toy_clone / "data" / "toy" / "word-level-vocab.json").is_file()
     assert sorted({name.split("/")[0] for name in files(elsewhere)}) == ["mine.txt", "run"]
 
 
-def test_default_folder_is_named_after_the_file(clone: Path, corpus: Path) -> None:
+def test_default_folder_is_named_after_the_file(toy_clone: Path, corpus: Path) -> None:
     assert training.main(flags(dataset=corpus, **TINY)) == 0
-    assert (clone / "ckpts" / "toy" / "model000001.pt").is_file()
+    assert (toy_clone / "ckpts" / "toy" / "model000001.pt").is_file()
 
 
-def test_unknown_words_are_reported(clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_words_are_reported(toy_clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """1 of 6 held-out tokens, twice; the training text has none."""
     mine = write_text(tmp_path / "mine.txt", ["The red melon is ripe.", "The blue fig is mouldy."])
     options = train_flags(Path("toy"), tmp_path / "run", steps=1, val_txt_path=mine)
@@ -148,13 +148,15 @@ def test_unknown_words_are_reported(clone: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_tokenizer_of_a_dataset_is_used_as_it_is(
-    clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy_clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tokenizers.save(train_word_level([*LINES, "three more words"]), clone / "data" / "toy" / "word-level-vocab.json")
-    before = files(clone / "data")
+    tokenizers.save(
+        train_word_level([*LINES, "three more words"]), toy_clone / "data" / "toy" / "word-level-vocab.json"
+    )
+    before = files(toy_clone / "data")
     assert training.main(train_flags(Path("toy"), tmp_path / "run", steps=1)) == 0
     assert "24 in the vocabulary" in capsys.readouterr().err
-    assert files(clone / "data") == before
+    assert files(toy_clone / "data") == before
 
 
 def test_tokenizer_beside_one_s_own_text_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
