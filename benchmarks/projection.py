@@ -31,8 +31,8 @@ def sent(parallel: str, parameters: int, layers: int, n: int) -> float:
     """Bytes that each of n GPUs sends in a step, float32, in rings.
 
     An all-reduce of the gradients goes around twice. With FSDP2 a layer is put together for the first estimate of
-    self-conditioning, for the forward and for the backward pass, and its change for Muon, what is outside of layers once;
-    and every gradient is summed into its shard.
+    self-conditioning, for the forward and for the backward pass, and its change for Muon; what is outside of layers is
+    once; and every gradient is summed into its shard.
     """
     rest = parameters - layers
     passed = 2 * parameters if parallel == "ddp" else 5 * layers + 2 * rest

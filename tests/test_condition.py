@@ -243,12 +243,16 @@ def test_no_source_is_on_both_sides(pairs: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "options", "message"),
     [
-        (["a\tb"] * 30 + ["no tab"], {}, "expected a source, a tab and a sentence in line 31, found no tab"),
+        (["a\tb"] * 30 + ["no tab"], {}, "expected a source, a tab and a sentence in line 31, found no sentence"),
         (["a\tb", "\tb"], {}, "in line 2, found an empty field"),
-        (["a\tb", "a\t"], {}, "in line 2, found no tab and sentence"),
+        (["a\tb", "a\t"], {}, "in line 2, found no sentence"),
         (["a\tb\tc"], {}, "in line 1, found 2 tabs"),
         (["a\tb", "a b c d\te"], {"source_len": 5}, "found 6 in line 2; shorten it, or take --source_len 6"),
-        (["a\tb", "c\tb"], {"condition": "labels"}, "expected at least two labels, found only 'b'"),
+        (
+            ["a\tb", "c\tb"],
+            {"condition": "labels"},
+            "expected lines of at least two labels to learn from, found only 'b'",
+        ),
         (["a\tb"], {"condition": "none", "drop_condition": 0.2}, "--drop_condition is about what sentences are given"),
         (["a\tb"], {"condition": "none", "source_len": 5}, "--source_len is about sources"),
     ],
@@ -288,7 +292,7 @@ def test_bad_sampling_input(
         (of_source, {"mbr": 3}, "--mbr is about candidates for a source"),
         (of_labels, {"guidance_scale": 2.0}, "it expects --label or --source_file"),
         (writer, {"source_file": good}, "found one with none"),
-        (writer, {"label": "red", "guidance_scale": 2.0}, "--guidance_scale expects a model that was trained with"),
+        (writer, {"label": "red", "guidance_scale": 2.0}, "--guidance_scale is about a label of the model's own"),
     ):
         options = {"model_name_or_path": weights, "out_dir": tmp_path / "out"} | given
         assert sample.main(flags(**options)) == 1, given

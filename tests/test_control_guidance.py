@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from toy import LINES, one_sentence, write_text
 
+from text_diffusion import sample
 from text_diffusion.control import Control, InnerSteps, Label, Scorer, Want, train_classifier
 from text_diffusion.control import classifier as classifiers
 from text_diffusion.control.classifier import Classifier
 from text_diffusion.control.labeled import read
+from text_diffusion.control.options import ControlConfig
 from text_diffusion.control.steering import Predict, Steered
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
@@ -196,8 +198,10 @@ def test_strength_and_range(model: TextDiffusion, colours: Classifier) -> None:
     free = model.sample(60, steps=8)
     weak, strong = (model.sample(60, steps=8, controls=[Label(colours, "red", s)]) for s in (0.3, 2.0))
     assert share(free, "red") < share(weak, "red") < share(strong, "red")
-    unguided = model.sample(60, steps=8, controls=[Label(colours, "red", 3.0, low=19, high=19)])
+    unguided = model.sample(60, steps=8, controls=[Label(colours, "red", 3.0, low=17, high=17)])  # not kept
     assert unguided == free
+    with pytest.raises(UserError, match="--guidance_range must begin at t 18 or below"):
+        model.sample(1, steps=8, controls=[Label(colours, "red", 3.0, low=19)])
 
 
 def test_saved_and_loaded(model: TextDiffusion, colours: Classifier, tmp_path: Path) -> None:
@@ -231,12 +235,12 @@ def test_accuracy_by_noise_level(
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["a b\tx", "a c"], "in line 2, found no tab"),
-        (["a b\tx", "a c\t"], "in line 2, found no tab and label"),
+        (["a b\tx", "a c"], "in line 2, found no label"),
+        (["a b\tx", "a c\t"], "in line 2, found no label"),
         (["a b\tx", "", "c\ty"], "in line 2, found an empty line"),
         (["\tx", "c\ty"], "in line 1, found an empty field"),
         (["a\tb\tx", "c\ty"], "in line 1, found 2 tabs"),
-        (["a\tx", "c\tx"], "at least two labels, found only 'x'"),
+        (["a\tx", "c\tx"], "lines of at least two labels to learn from, found only 'x'"),
         (["a\tx", "c\ty"], "several sentences of each label"),
     ],
 )
@@ -256,7 +260,10 @@ def test_command_refuses(writer: Path, trained: Path, tmp_path: Path, capsys: py
     }
     files = {name: str(write_text(tmp_path / f"{name}.tsv", lines)) for name, lines in bad.items()}
     for argv, message in (
-        ([str(writer), "--labeled", files["one"]], "one.tsv: expected at least two labels, found only 'red'"),
+        (
+            [str(writer), "--labeled", files["one"]],
+            "one.tsv: expected lines of at least two labels to learn from, found only 'red'",
+        ),
         (
             [str(writer), "--labeled", files["empty"]],
             "empty.tsv: expected a sentence, a tab and a label in line 2, found",
@@ -269,11 +276,14 @@ def test_command_refuses(writer: Path, trained: Path, tmp_path: Path, capsys: py
         ([str(writer), "--labeled", str(tmp_path / "none.tsv")], "none.tsv"),
         ([str(writer), "--labeled", str(labeled), "--hidden_size", "6"], "--hidden_size must be a multiple of 4"),
         ([str(trained / "none.pt"), "--labeled", str(labeled)], "expected a checkpoint"),
+        ([str(writer), "--labeled", str(labeled), "--steps", "3", "--lr", "1e30"], "--lr 1e+30 is too high, lower it"),
         ([], "CKPT"),
     ):
         assert train_classifier.main([*argv, "--out", str(tmp_path / "out.pt")] if argv else argv) == 1
         assert message in one_sentence(capsys.readouterr().err)
         assert not (tmp_path / "out.pt").exists()
+    assert train_classifier.main([str(writer), "--labeled", str(labeled), "--out", str(tmp_path)]) == 1
+    assert "--out must name a file, found the folder" in one_sentence(capsys.readouterr().err)
 
 
 def test_foreign_classifiers(
@@ -290,6 +300,12 @@ def test_foreign_classifiers(
     ):
         with pytest.raises(UserError, match=message):
             classifiers.load(path, who)
+    found = classifiers.load(classifier, model)
+    with torch.no_grad():
+        found.network.head.bias[0] = torch.nan
+    found.save(damaged)
+    with pytest.raises(UserError, match="expected finite weights, found a classifier whose training has failed"):
+        classifiers.load(damaged, model)
 
 
 @pytest.mark.parametrize(
@@ -321,3 +337,46 @@ def test_combinations_refused(model: TextDiffusion, colours: Classifier, trained
             model.sample(1, controls=controls)
     with pytest.raises(UserError, match="--label expects a classifier of these weights"):
         load_diffusion(trained / "model000006.pt").sample(1, steps=2, controls=[red])
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda log_p: log_p[:, :, 4].mean(), "3 numbers, one for each sentence, found shape ()"),
+        (lambda log_p: log_p[:, :, 4], "found shape (3, 8)"),
+        (lambda log_p: log_p[:, :, 4].mean(dim=1).detach(), "found shape (3,), detached"),
+        (lambda log_p: 1.0, "found float"),
+        (lambda log_p: log_p[:, :, 4].mean(dim=1) * torch.nan, "expected a finite gradient of what is scored"),
+    ],
+)
+def test_scorers_that_give_something_else(function: Any, message: str, model: TextDiffusion) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        model.sample(3, steps=8, controls=[Scorer(function)])
+
+
+@pytest.mark.parametrize("controls", [["red"], Want("red"), "red"])
+def test_what_is_no_control(controls: Any, model: TextDiffusion) -> None:
+    with pytest.raises(UserError, match="controls must be a list of Want, Template"):
+        model.sample(1, controls=controls)
+
+
+def test_labels_of_any_name(
+    writer: Path, model: TextDiffusion, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With commas and bars in them; two of one file are found to be of one."""
+    names = {"red": "a, b", "blue": "x|y", "old": "c"}
+    lines = [f"{line}\t{names[line.split()[1]]}" for line in 3 * LINES if line.split()[1] in names]
+    out = str(tmp_path / "odd.pt")
+    argv = [str(writer), "--labeled", str(write_text(tmp_path / "odd.tsv", lines)), "--out", out, "--hidden_size", "8"]
+    assert train_classifier.main([*argv, "--steps", "2"]) == 0
+
+    def wanted(label: str, classifier: str) -> list[Any]:
+        return [c.label for c in ControlConfig(label=label, classifier=classifier).labels(model, writer)]  # type: ignore[union-attr]
+
+    assert wanted("a, b", out) == [("a, b",)]
+    assert wanted("x|y", out) == [("x|y",)]
+    assert wanted("x|y,c", f"{out},{out}") == [("x|y",), ("c",)]
+    assert wanted("c|d", out) == [("c", "d")]
+    flags = ["--model_name_or_path", str(writer), "--label", "c,x|y", "--classifier", f"{out},{out}"]
+    assert sample.main(flags) == 1
+    assert "found 'c' and 'x|y' of the same" in one_sentence(capsys.readouterr().err)

@@ -20,7 +20,7 @@ from text_diffusion.control.automaton import Builder
 from text_diffusion.control.controls import gather
 from text_diffusion.control.posterior import Accepting
 from text_diffusion.control.steering import reweighted
-from text_diffusion.control.template import with_unknown
+from text_diffusion.control.template import Known, parse, with_unknown
 from text_diffusion.control.vocabulary import Vocabulary
 from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.errors import UserError
@@ -63,6 +63,17 @@ CASES: dict[str, tuple[list[Control], Callable[[str], Any]]] = {
     "at least": ([Length(3, None)], lambda text: len(text.split()) >= 3),
     "want": ([Want("b")], lambda text: any(word.rstrip(".") == "b" for word in text.split())),
     "want a phrase": ([Want("b a")], re.compile(r"(.* )?b a(\.* .*|\.*)").fullmatch),
+    "want what a template has": (
+        [Template("a [GAP] c"), Want("a b")],
+        lambda text: re.fullmatch(r"a \S.* c", text) and re.search(r"(^| )a b\.* ", text),
+    ),
+    "want a phrase at both ends": ([Template("[GAP:1] b"), Want("a b")], re.compile(r"a b").fullmatch),
+    "want phrases that share a word": (
+        [Want("a b"), Want("b c")],
+        re.compile(r"(.* )?(a b c(\.* .*|\.*)|a b[. ].*b c(\.* .*|\.*)|b c[. ].*a b(\.* .*|\.*))").fullmatch,
+    ),
+    "want twice": ([Want("b"), Want("b", 2)], re.compile(r"\S+ b\.*( .*)?").fullmatch),
+    "want the same word twice": ([Want("b b")], re.compile(r"(.* )?b b(\.* .*|\.*)").fullmatch),
     "want at": ([Want("b", 2)], re.compile(r"\S+ b\.*( .*)?").fullmatch),
     "want two": ([Want("a"), Want("c")], lambda text: {"a", "c"} <= {word.rstrip(".") for word in text.split()}),
     "avoid": ([Avoid("b")], lambda text: "b" not in text),
@@ -82,7 +93,7 @@ AMBIGUOUS = ("two gaps", "want a phrase", "glued after")  # accepted in several 
 
 def accepting(tokenizer: Tokenizer, controls: list[Control]) -> Accepting:
     vocabulary = Vocabulary(tokenizer)
-    demands, _ = gather(controls, vocabulary)
+    demands, _ = gather(controls, vocabulary, L)
     return Accepting(Builder(demands, vocabulary).build(), tokenizer.cls_id)
 
 
@@ -181,7 +192,18 @@ def test_unknown_words_come_back() -> None:
     tokenizer = train_word_level(LINES)
     ids = tokenizer.encode(["The zebra apple is quux."])[0]
     assert tokenizer.decode(ids) == "The apple is."
-    assert with_unknown(tokenizer, [*ids, tokenizer.pad_id], ["zebra", "quux"]) == "The zebra apple is quux."
+    assert with_unknown(tokenizer, [*ids, tokenizer.pad_id], [" zebra", " quux"]) == "The zebra apple is quux."
+
+
+@pytest.mark.parametrize(
+    "text", ["The zorp (red) is red.", 'The "zorp" is - zorp', "zorp is red", "a zorp-zorp.", "red zorp £20"]
+)
+def test_words_around_unknown_ones_stay_as_they_were(text: str) -> None:
+    tokenizer = train_word_level([*LINES, '( ) " - £ 20 (red) "red" £20 a.'])
+    parsed = parse(text, Vocabulary(tokenizer), allow_unk=True)
+    ids = [tokenizer.cls_id, *(i for item in parsed.items if isinstance(item, Known) for i in item.ids)]
+    found = with_unknown(tokenizer, [*ids, tokenizer.sep_id], parsed.unknown)
+    assert found == text
 
 
 # Sentences
@@ -246,6 +268,11 @@ def test_editing(model: TextDiffusion) -> None:
     assert kept[0] > 0.95
     assert kept == sorted(kept, reverse=True)
     assert kept[-1] < 0.75
+
+
+def test_editing_with_few_levels(model: TextDiffusion) -> None:
+    with pytest.raises(UserError, match=r"between 1 and \d, the levels of noise that --edit_strength leaves of"):
+        model.sample(1, steps=10, controls=[Edit("The red fig is hot.", 0.1)])
 
 
 def test_editing_with_all_noise_is_sampling(model: TextDiffusion) -> None:
@@ -326,14 +353,63 @@ def test_words_of_several_tokens(tmp_path: Path) -> None:
     assert len(ids) > 1
     assert unknown == []
     with pytest.raises(UserError, match=r"--avoid takes .* one token, found 'xyz', which is \d tokens"):
-        gather([Avoid("xyz")], vocabulary)
-    demands, _ = gather([Want("xyz"), Length(2, 2)], vocabulary)
+        gather([Avoid("xyz")], vocabulary, 20)
+    demands, _ = gather([Want("xyz"), Length(2, 2)], vocabulary, 20)
     automaton = Accepting(Builder(demands, vocabulary).build(), tokenizer.cls_id)
     torch.manual_seed(0)
     best = automaton.best(torch.randn(20, 12, tokenizer.vocab_size).log_softmax(dim=-1)).tolist()
     for text in map(tokenizer.decode, best):
         assert "xyz" in text
         assert text.count(" ") == 1
+
+
+def accepts(tokenizer: Tokenizer, controls: list[Control], text: str, length: int = 12) -> bool:
+    """Whether the automaton has a path for exactly these tokens."""
+    ids = tokenizer.encode([text])[0]
+    ids = [*ids, *[tokenizer.pad_id] * (length - len(ids))]
+    log_p = torch.full((1, length, tokenizer.vocab_size), -1000.0)
+    log_p[0, range(length), ids] = 0.0
+    demands, _ = gather(controls, Vocabulary(tokenizer), length)
+    automaton = Accepting(Builder(demands, Vocabulary(tokenizer)).build(), tokenizer.cls_id)
+    found: list[int] = automaton.best(log_p)[0].tolist()
+    return found == ids
+
+
+@pytest.mark.parametrize("controls", [[Template("[GAP]")], [Length(3, 3)], [Want("zebra")]], ids=str)
+def test_space_that_is_a_token(controls: list[Control]) -> None:
+    """Of a word that no token begins, byte-level vocabularies have the space alone."""
+    tokenizer = train_byte_level(["aa zeb zebra soup", "aazebra"], vocab_size=264)
+    ids = tokenizer.encode(["bb zebra 5"])[0]
+    assert Vocabulary(tokenizer).spaces[ids].any()
+    assert accepts(tokenizer, controls, "bb zebra 5")
+
+
+@pytest.mark.parametrize(
+    ("control", "accepted", "refused"),
+    [
+        (Want("red"), ["red apple", "an red"], ["an reddish", "an apple"]),
+        (Want("red", 1), ["red apple"], ["an red"]),
+        (Want("red apple"), ["red apple", "an red apple"], ["red an apple"]),
+        (Avoid("red"), ["an apple"], ["red apple", "an red"]),
+        (Avoid("red", 1), ["an red"], ["red apple"]),
+        (Avoid("red", 2), ["red apple"], ["an red"]),
+    ],
+    ids=str,
+)
+def test_first_word_has_a_form_of_its_own(control: Control, accepted: list[str], refused: list[str]) -> None:
+    """As with GPT-2's tokenizer, which puts no space before the first word."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, processors
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "an", "apple", "Ġred", "Ġan", "Ġapple", "Ġreddish"]
+    backend = Backend(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $0 [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer = Tokenizer(backend)
+    assert [text for text in accepted + refused if accepts(tokenizer, [control], text)] == accepted
 
 
 def test_shipped_weights_fill_gaps() -> None:

@@ -207,7 +207,13 @@ class TextDiffusion:
             raise UserError(
                 "a temperature expects probabilities of words (--objective cross_entropy), found no such model"
             )
-        process, sampler = self._sampler(how, steered.levels(T))
+        levels = steered.levels(T)
+        if levels < how.steps <= T:
+            raise UserError(
+                f"STEPS must be between 1 and {levels}, the levels of noise that --edit_strength leaves of {T}, "
+                f"found {how.steps}"
+            )
+        process, sampler = self._sampler(how, levels)
         shape, device = (length, self.model.config.in_channel), self.diffusion.device
         inner = normal if how.top_p is None else truncated_normal(how.top_p)
 

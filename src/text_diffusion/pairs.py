@@ -29,7 +29,7 @@ def read_pairs(path: Path, columns: tuple[str, str]) -> list[Pair]:
         parts = [part.strip() for part in line.split("\t")]
         if len(parts) != 2 or not all(parts):
             # The last tab goes with the white space at the end, if nothing follows it.
-            nothing = f"no tab and {right.removeprefix('a ')}"
+            nothing = f"no {right.removeprefix('a ')}"
             found = "an empty line" if not line else nothing if len(parts) == 1 else "an empty field"
             found = f"{len(parts) - 1} tabs" if len(parts) > 2 else found
             raise UserError(f"{path}: expected {left}, a tab and {right} in line {number}, found {found}")
@@ -38,12 +38,12 @@ def read_pairs(path: Path, columns: tuple[str, str]) -> list[Pair]:
 
 
 def labels_of(rows: Sequence[Pair], path: Path) -> tuple[str, ...]:
-    """All labels, sorted.
+    """All labels of rows to learn from, sorted.
 
     Raises:
         UserError: there is a single one.
     """
     labels = tuple(sorted({label for _, label in rows if label}))
     if len(labels) < 2:
-        raise UserError(f"{path}: expected at least two labels, found only {labels[0]!r}")
+        raise UserError(f"{path}: expected lines of at least two labels to learn from, found only {labels[0]!r}")
     return labels

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from text_diffusion.control.phrases import NOTHING, Phrase, Progress, Token
 from text_diffusion.control.template import Gap, Known
-from text_diffusion.control.vocabulary import Mask, Vocabulary, bare
+from text_diffusion.control.vocabulary import Mask, Vocabulary
 
 ANYTHING = (Gap(1, None),)  # the template of every sentence
 
@@ -26,16 +27,16 @@ class Demands:
     Args:
         items: known words and gaps, in order.
         length: fewest and most words (None: any number).
-        wanted: phrases that must stand somewhere, as tokens.
-        wanted_at: words that must stand at a place, by number of the word from 1: text and tokens.
+        wanted: phrases that must stand somewhere.
+        wanted_at: words that must stand at a place, by number of the word from 1.
         avoided: tokens that must not occur in a gap.
         avoided_at: tokens that a word, by number, must not begin with.
     """
 
     items: tuple[Known | Gap, ...] = ANYTHING
     length: tuple[int, int | None] = (1, None)
-    wanted: tuple[tuple[int, ...], ...] = ()
-    wanted_at: dict[int, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    wanted: tuple[Phrase, ...] = ()
+    wanted_at: dict[int, Phrase] = field(default_factory=dict)
     avoided: frozenset[int] = frozenset()
     avoided_at: dict[int, frozenset[int]] = field(default_factory=dict)
 
@@ -46,10 +47,9 @@ class State(NamedTuple):
     item: int = 0  # the item that is under way or comes next; one past the last two when the sentence has ended
     done: int = 0  # of a known word its tokens, of a gap its words begun
     words: int = 0  # begun in the sentence, as far as they are counted
-    seen: int = 0  # bit k: wanted phrase k
-    rest: tuple[int, ...] = ()  # what is still to come of a phrase that is under way in a gap
-    phrase: int = -1  # which one, if it is one that may stand anywhere
-    sealed: bool = False  # the word under way is a wanted one: only punctuation may be added
+    blank: bool = False  # the word under way in a gap has only its space yet
+    found: tuple[Progress, ...] = ()  # of each wanted phrase
+    place: tuple[int, Progress] | None = None  # of the word under way, if one is wanted there, its number and progress
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,16 @@ class Automaton:
     shortest: int | None
 
 
+class Step(NamedTuple):
+    """A token of a set, where template and length lead with it."""
+
+    tokens: Mask
+    begins: bool  # a word
+    state: State
+
+
 class Builder:
-    """Turns demands into an automaton."""
+    """Turns demands into an automaton: what template and length allow, each token looked at by the phrases."""
 
     def __init__(self, demands: Demands, vocabulary: Vocabulary) -> None:
         self.demands, self.vocabulary = demands, vocabulary
@@ -81,22 +89,24 @@ class Builder:
         allowed = np.ones(vocabulary.tokenizer.vocab_size, dtype=bool)
         allowed[list(demands.avoided)] = False
         self.starts, self.continues = vocabulary.starts & allowed, vocabulary.continues & allowed
-        self.closes = vocabulary.closes & allowed
+        self.spaces = vocabulary.spaces & allowed
+        phrases = (*demands.wanted, *demands.wanted_at.values())
+        special = {token for phrase in phrases for form in phrase.forms for token in form}
+        self.special = sorted(special.union(*demands.avoided_at.values()))  # tokens that are no like any other
 
     def build(self) -> Automaton:
         """Breadth first from the start; states that cannot reach the end are left out."""
-        start = State()
+        start = State(found=(NOTHING,) * len(self.demands.wanted))
         depth = {start: 1}  # after [CLS]
         edges: list[tuple[State, int, State]] = []
         queue = deque([start])
         while queue:
             state = queue.popleft()
             for tokens, following in self.edges(state):
-                if tokens.any():
-                    edges.append((state, self.number(tokens), following))
-                    if following not in depth:
-                        depth[following] = depth[state] + 1
-                        queue.append(following)
+                edges.append((state, self.number(tokens), following))
+                if following not in depth:
+                    depth[following] = depth[state] + 1
+                    queue.append(following)
         alive = _reaching(self.end, edges)
         order = [start, *(state for state in depth if state in alive and state not in (start, self.end)), self.end]
         numbers = {state: i for i, state in enumerate(order)}
@@ -117,89 +127,99 @@ class Builder:
 
     def edges(self, state: State) -> Iterator[tuple[Mask, State]]:
         """What may come next, and where it leads."""
-        items = self.demands.items
         if state == self.end:
             yield self.only(self.vocabulary.tokenizer.pad_id), state
-        elif state.rest:
-            yield from self.within_phrase(state)
-        elif state.item == len(items):
-            if self.is_complete(state):
-                yield self.only(self.vocabulary.tokenizer.sep_id), self.end
-        else:
-            item = items[state.item]
-            yield from self.known(state, item) if isinstance(item, Known) else self.gap(state, item)
+            return
+        for step in self.steps(state):
+            if step.state == self.end:
+                if self.is_complete(state):
+                    yield step.tokens, self.end
+            else:
+                yield from self.looked_at(state, step)
 
     def is_complete(self, state: State) -> bool:
-        """Whether the sentence may end here."""
+        """Whether the sentence may end here, as far as its words go."""
         fewest = max([self.demands.length[0], *self.demands.wanted_at])
-        return state.words >= fewest and state.seen == (1 << len(self.demands.wanted)) - 1
+        there = all(map(Phrase.is_there, self.demands.wanted, state.found))
+        return state.words >= fewest and there and self.is_in_place(state)
 
-    def known(self, state: State, item: Known) -> Iterator[tuple[Mask, State]]:
+    def is_in_place(self, state: State) -> bool:
+        """Whether the word under way may end here: it is the one wanted there, if one is."""
+        return state.place is None or self.demands.wanted_at[state.place[0]].is_there(state.place[1])
+
+    def looked_at(self, state: State, step: Step) -> Iterator[tuple[Mask, State]]:
+        """The tokens of a step, parted by what they mean to the phrases; those that are not wanted left out."""
+        parts: dict[State, Mask] = {}
+        common = step.tokens.copy()
+        common[self.special] = False
+        closing = common & self.vocabulary.closes
+        kinds = [self.only(token) for token in self.special if step.tokens[token]]
+        for tokens in (*kinds, closing, common & ~closing):
+            if not tokens.any():
+                continue
+            token = int(tokens.argmax())
+            seen = Token(token, step.begins, step.begins and state.words == 0, bool(self.vocabulary.closes[token]))
+            after = self.after(state, step, seen)
+            if after is not None:
+                parts[after] = parts.get(after, np.zeros_like(tokens)) | tokens
+        for after, tokens in parts.items():
+            yield tokens, after
+
+    def after(self, state: State, step: Step, token: Token) -> State | None:
+        """The state behind a token; None if a word at its place must be another."""
+        number, place = state.words + 1, state.place
+        if token.begins:
+            if not self.is_in_place(state) or token.id in self.demands.avoided_at.get(number, ()):
+                return None
+            wanted = self.demands.wanted_at.get(number)
+            place = None if wanted is None else (number, wanted.begun(token))
+        elif place is not None:
+            place = (place[0], self.demands.wanted_at[place[0]].continued(place[1], token))
+        if place is not None and not place[1]:
+            return None
+        pairs = zip(self.demands.wanted, state.found, strict=True)
+        return step.state._replace(found=tuple(phrase.searched(found, token) for phrase, found in pairs), place=place)
+
+    def steps(self, state: State) -> Iterator[Step]:
+        """What the template and the length let come next."""
+        items = self.demands.items
+        if state.item == len(items):
+            yield Step(self.only(self.vocabulary.tokenizer.sep_id), False, self.end)
+            return
+        item = items[state.item]
+        yield from self.known(state, item) if isinstance(item, Known) else self.gap(state, item)
+
+    def known(self, state: State, item: Known) -> Iterator[Step]:
         """The next token of a known word."""
-        words = state.words
-        if state.done == 0 and not item.glued:
-            at = self.demands.wanted_at.get(words + 1)
-            if (at and bare(at[0]) != bare(item.text)) or (counted := self.one_more(words)) is None:
-                return
-            if item.ids[0] in self.demands.avoided_at.get(words + 1, ()):
-                return
-            words = counted
-        last = state.done + 1 == len(item.ids)
-        item_then, done = (state.item + 1, 0) if last else (state.item, state.done + 1)
-        yield self.only(item.ids[state.done]), state._replace(item=item_then, done=done, words=words, sealed=False)
+        begins = state.done == 0 and not item.glued
+        words = self.one_more(state.words) if begins else state.words
+        if words is not None:
+            last = state.done + 1 == len(item.ids)
+            item_then, done = (state.item + 1, 0) if last else (state.item, state.done + 1)
+            yield Step(self.only(item.ids[state.done]), begins, state._replace(item=item_then, done=done, words=words))
 
-    def gap(self, state: State, item: Gap) -> Iterator[tuple[Mask, State]]:
+    def gap(self, state: State, item: Gap) -> Iterator[Step]:
         """More of the word under way in a gap, another word, or what comes after the gap."""
         if state.done:
-            yield self.closes if state.sealed else self.continues, state
+            yield Step(self.continues, False, state._replace(blank=False))
+        if state.blank:  # a space alone is no word
+            return
         if state.done == 0 and item.glued:
-            yield self.continues, state._replace(done=1, sealed=False)
+            yield Step(self.continues, False, state._replace(done=1))
         elif item.high is None or state.done < item.high:
             yield from self.word(state, item)
         if state.done >= item.low:
-            yield from self.edges(state._replace(item=state.item + 1, done=0))
+            yield from self.steps(state._replace(item=state.item + 1, done=0))
 
-    def word(self, state: State, item: Gap) -> Iterator[tuple[Mask, State]]:
+    def word(self, state: State, item: Gap) -> Iterator[Step]:
         """The first token of a new word in a gap."""
-        number = state.words + 1
-        begun = self.after_word(state, item)
-        if begun is None:
-            return
-        if number in self.demands.wanted_at:
-            yield self.phrase(begun, self.demands.wanted_at[number][1], -1)
-            return
-        tokens = self.starts | self.continues if state.item == 0 and state.done == 0 else self.starts.copy()
-        tokens[list(self.demands.avoided_at.get(number, ()))] = False
-        for k, phrase in enumerate(self.demands.wanted):
-            if not state.seen >> k & 1:
-                yield self.phrase(begun, phrase, k)
-                if len(phrase) == 1:
-                    tokens[phrase[0]] = False  # else the same sentence would count twice
-        yield tokens, begun._replace(sealed=False)
-
-    def within_phrase(self, state: State) -> Iterator[tuple[Mask, State]]:
-        """The next token of a wanted phrase; its words count as the gap's."""
-        item = self.demands.items[state.item]
-        assert isinstance(item, Gap), "phrases stand in gaps"
-        after: State | None = state
-        if self.vocabulary.starts[state.rest[0]]:
-            full = item.high is not None and state.done >= item.high
-            after = None if full or state.words + 1 in self.demands.wanted_at else self.after_word(state, item)
-        if after is not None:
-            yield self.phrase(after, state.rest, state.phrase)
-
-    def phrase(self, state: State, tokens: tuple[int, ...], phrase: int) -> tuple[Mask, State]:
-        """Emit the first of a phrase's tokens; the others are what comes next."""
-        rest = tokens[1:]
-        seen = state.seen if rest or phrase < 0 else state.seen | 1 << phrase
-        following = state._replace(rest=rest, phrase=phrase if rest else -1, seen=seen, sealed=not rest)
-        return self.only(tokens[0]), following
-
-    def after_word(self, state: State, item: Gap) -> State | None:
-        """The state when one more word of a gap has begun; None if that is one too many."""
         words = self.one_more(state.words)
+        if words is None:
+            return
         done = state.done + 1 if item.high is not None else min(state.done + 1, max(item.low, 1))
-        return None if words is None else state._replace(done=done, words=words)
+        begun = state._replace(done=done, words=words)
+        yield Step(self.starts | self.continues if state.words == 0 else self.starts, True, begun)
+        yield Step(self.spaces, True, begun._replace(blank=True))
 
     def one_more(self, words: int) -> int | None:
         """The number of words when another begins; None if that is one too many."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from text_diffusion import checkpoint
 from text_diffusion.config import ModelConfig
-from text_diffusion.control.steering import Predict, embeddings
+from text_diffusion.control.steering import LEAST_SIGNAL, Predict, embeddings
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.modeling import EncoderLayer, timestep_embedding
@@ -139,8 +139,17 @@ def load(path: Path, writer: TextDiffusion) -> Classifier:
     except (TypeError, RuntimeError, KeyError, UserError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"{path}: expected a classifier, found one whose parts do not fit: {reason}") from None
+    if not is_finite(network):
+        raise UserError(
+            f"{path}: expected finite weights, found a classifier whose training has failed; train it again"
+        )
     network.to(writer.diffusion.device).eval().requires_grad_(False)
     return Classifier(network, tuple(contents["labels"]), contents["for_model"], contents["for_name"])
+
+
+def is_finite(network: NoisyClassifier) -> bool:
+    """Whether all weights are numbers."""
+    return all(bool(weight.isfinite().all()) for weight in network.parameters())
 
 
 def fingerprint(writer: TextDiffusion) -> str:
@@ -196,6 +205,12 @@ class Label:
         high = T - 1 if self.high is None else self.high
         if not 0 <= self.low <= high < T:
             raise UserError(f"--guidance_range must lie within 0-{T - 1}, found {self.low}-{high}")
+        most = int((writer.diffusion.alphas_cumprod >= LEAST_SIGNAL).nonzero()[0].max())
+        if self.low > most:
+            raise UserError(
+                f"--guidance_range must begin at t {most} or below, where enough of the signal is left to guide by, "
+                f"found {self.low}-{high}"
+            )
         if not self.strength > 0:
             raise UserError(f"--guidance_strength must be above 0, found {self.strength:g}")
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ from text_diffusion.condition import Given, Guided
 from text_diffusion.control.automaton import Automaton, Builder, Demands
 from text_diffusion.control.classifier import Label
 from text_diffusion.control.given import Labelled, Sources, given_of
+from text_diffusion.control.phrases import Phrase
 from text_diffusion.control.posterior import Accepting
 from text_diffusion.control.steering import InnerSteps, Predict, Score, Steered, embeddings
 from text_diffusion.control.template import Gap, Known, parse
@@ -89,7 +90,15 @@ class _OfWords:
 
     def log_prob(self, x_t: Tensor, timesteps: Tensor, predict: Predict) -> Tensor:
         """The function of the predicted words."""
-        return self.function(predict(x_t))
+        score = self.function(predict(x_t))
+        if not isinstance(score, Tensor) or score.shape != x_t.shape[:1] or not score.requires_grad:
+            found = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+            found += ", detached" if isinstance(score, Tensor) and not score.requires_grad else ""
+            raise UserError(
+                f"a Scorer's function must give a differentiable tensor of {len(x_t)} numbers, one for each sentence, "
+                f"found {found}"
+            )
+        return score
 
 
 T = TypeVar("T")
@@ -161,8 +170,12 @@ def plan(controls: Sequence[Control], writer: TextDiffusion, length: int) -> Pla
     Raises:
         UserError: they contradict each other, do not fit into L tokens, or name words that the model cannot say.
     """
+    if not isinstance(controls, Sequence) or not all(isinstance(control, Control) for control in controls):
+        raise UserError(
+            f"controls must be a list of Want, Template, ... (see `text_diffusion.control`), found {controls!r}"
+        )
     vocabulary = Vocabulary(writer.tokenizer)
-    demands, unknown = gather(controls, vocabulary)
+    demands, unknown = gather(controls, vocabulary, length)
     accepting = None
     if any(isinstance(control, OF_WORDS) for control in controls):
         automaton = Builder(demands, vocabulary).build()
@@ -179,8 +192,8 @@ def plan(controls: Sequence[Control], writer: TextDiffusion, length: int) -> Pla
     return Plan(scores, accepting, unknown, update, edited, given_of(controls, writer))
 
 
-def gather(controls: Sequence[Control], vocabulary: Vocabulary) -> tuple[Demands, tuple[str, ...]]:
-    """The demands on words, and the template's unknown words."""
+def gather(controls: Sequence[Control], vocabulary: Vocabulary, length: int) -> tuple[Demands, tuple[str, ...]]:
+    """The demands on words of sentences of L tokens, and the template's unknown words."""
     template, number = _one(Template, controls, "--template"), _one(Length, controls, "--length")
     demands, unknown = Demands(), tuple[str, ...]()
     items: tuple[Known | Gap, ...] = demands.items
@@ -190,36 +203,43 @@ def gather(controls: Sequence[Control], vocabulary: Vocabulary) -> tuple[Demands
         if number and number.high is not None and parsed.fewest_words > number.high:
             raise UserError(
                 f"--length {_shown(number)} contradicts --template {template.text!r}, which has at least "
-                f"{parsed.fewest_words} words"
+                f"{parsed.fewest_words} words; leave one out"
             )
+        _check_size(f"--template {template.text!r}", parsed.fewest_words, length)
     number = number or Length(1, None)
     if number.low < 1 or (number.high is not None and number.high < number.low):
         raise UserError(f"--length must be a number of words from 1, or a range such as 4-7, found {_shown(number)}")
-    wanted: list[tuple[int, ...]] = []
-    wanted_at: dict[int, tuple[str, tuple[int, ...]]] = {}
+    _check_size(f"--length {_shown(number)}", number.low, length)
+    wanted: list[Phrase] = []
+    wanted_at: dict[int, Phrase] = {}
     for want in (control for control in controls if isinstance(control, Want)):
-        ids = _spelled(want, vocabulary)
+        phrase = _spelled(want, vocabulary, length)
         if want.at is None:
-            if not any(_occurs(want.text, item) for item in items):
-                wanted.append(ids)
+            wanted.append(phrase)
         elif want.at in wanted_at:
-            raise UserError(f"--want {want.text}@{want.at} contradicts --want {wanted_at[want.at][0]}@{want.at}")
+            raise UserError(
+                f"--want {want.text}@{want.at} contradicts --want {wanted_at[want.at].text}@{want.at}; leave one out"
+            )
         else:
-            wanted_at[want.at] = (want.text, ids)
+            wanted_at[want.at] = phrase
     avoided, avoided_at = set[int](), dict[int, frozenset[int]]()
     for avoid in (control for control in controls if isinstance(control, Avoid)):
         _check_avoidable(avoid, controls, items)
-        ids = _spelled(avoid, vocabulary)
-        if len(ids) > 1:
+        forms = _spelled(avoid, vocabulary, length).forms
+        if any(len(form) > 1 for form in forms):
             raise UserError(
-                f"--avoid takes a word that is one token, found {avoid.text!r}, which is {len(ids)} tokens here"
+                f"--avoid takes a word that is one token, found {avoid.text!r}, which is {max(map(len, forms))} tokens "
+                "here; leave it out"
             )
+        inside, first = forms[0][0], forms[-1][0]  # what is another token at the start may be a part of words elsewhere
         if avoid.at is None:
-            avoided.add(ids[0])
-        else:
-            avoided_at[avoid.at] = avoided_at.get(avoid.at, frozenset()) | set(ids)
-    length = (number.low, number.high)
-    return Demands(items, length, tuple(wanted), wanted_at, frozenset(avoided), avoided_at), unknown
+            avoided.add(inside)
+        for at, token in {(avoid.at or 1, inside), (1, first)}:
+            if avoid.at in (None, at):
+                avoided_at[at] = avoided_at.get(at, frozenset()) | {token}
+    high = None if number.high is None else min(number.high, length)
+    items = tuple(replace(i, high=min(i.high, length)) if isinstance(i, Gap) and i.high else i for i in items)
+    return Demands(items, (number.low, high), tuple(wanted), wanted_at, frozenset(avoided), avoided_at), unknown
 
 
 def _one(kind: type[T], controls: Sequence[Control], name: str) -> T | None:
@@ -234,8 +254,10 @@ def _check_labels(labels: Sequence[Label]) -> None:
     for i, label in enumerate(labels):
         for other in labels[:i]:
             if label.classifier is other.classifier:
+                pair = ["|".join([one.label] if isinstance(one.label, str) else one.label) for one in (other, label)]
                 raise UserError(
-                    f"--label takes one of a classifier's labels, found {other.label!r} and {label.label!r} of the same"
+                    f"--label takes one of a classifier's labels, found {pair[0]!r} and {pair[1]!r} of the same; "
+                    f"{'|'.join(pair)} is either"
                 )
 
 
@@ -258,10 +280,7 @@ def check(automaton: Automaton, demands: Demands, controls: Sequence[Control], l
     if automaton.shortest is None:
         raise UserError(f"no sentence satisfies {' and '.join(said)}: they contradict each other; leave one out")
     if automaton.shortest > length:
-        raise UserError(
-            f"{' and '.join(said)} must fit into {length} tokens, the length of the model's sentences, found at least "
-            f"{automaton.shortest} ([CLS] and [SEP] included)"
-        )
+        raise UserError(_must_fit(" and ".join(said), automaton.shortest, length))
 
 
 def check_sayable(automaton: Automaton, writer: TextDiffusion) -> None:
@@ -287,17 +306,31 @@ def check_sayable(automaton: Automaton, writer: TextDiffusion) -> None:
         tokens[:] = kept
 
 
-def _spelled(control: Want | Avoid, vocabulary: Vocabulary) -> tuple[int, ...]:
+def _spelled(control: Want | Avoid, vocabulary: Vocabulary, length: int) -> Phrase:
     name = "--want" if isinstance(control, Want) else "--avoid"
+    said = control.text + ("" if control.at is None else f"@{control.at}")
     if not control.text.split() or (control.at is not None and (control.at < 1 or len(control.text.split()) > 1)):
         raise UserError(
-            f"{name} must be a word, or a word and its number in the sentence such as green@2, "
-            f"found {control.text + ('' if control.at is None else f'@{control.at}')!r}"
+            f"{name} must be a word, or a word and its number in the sentence such as green@2, found {said!r}"
         )
-    ids, unknown = vocabulary.spell(control.text)
+    _check_size(f"{name} {said}", control.at or 1, length)
+    phrase, unknown = Phrase.of(control.text, vocabulary)
     if unknown:
-        raise UserError(f"{name} must be words that the model knows, found {', '.join(unknown)}")
-    return tuple(ids)
+        raise UserError(f"{name} must be words that the model knows, found {', '.join(unknown)}; leave them out")
+    return phrase
+
+
+def _check_size(said: str, words: int, length: int) -> None:
+    """Refuse what has more words than there are tokens, before automata of that size are built."""
+    if words + 2 > length:
+        raise UserError(_must_fit(said, words + 2, length))
+
+
+def _must_fit(said: str, tokens: int, length: int) -> str:
+    return (
+        f"{said} must fit into {length} tokens, the length of the model's sentences, found at least {tokens} "
+        "([CLS] and [SEP] included); ask for less"
+    )
 
 
 def _check_avoidable(avoid: Avoid, controls: Sequence[Control], items: Sequence[Known | Gap]) -> None:

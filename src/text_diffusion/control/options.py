@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from text_diffusion.config import Options, option
-from text_diffusion.control.classifier import Label, beside, load
+from text_diffusion.control.classifier import Classifier, Label, beside, load
 from text_diffusion.control.controls import Avoid, Control, Edit, Length, Plan, Template, Want
 from text_diffusion.control.given import Labelled, Sources
 from text_diffusion.control.steering import InnerSteps
@@ -32,7 +32,7 @@ class ControlConfig(Options):
     avoid: str = option("", "words that must not occur, separated by commas; green@2: not as the second word")
     edit: str = option("", "a sentence to start from, instead of noise alone")
     edit_strength: float = option(0.5, "with --edit: how much noise it gets, 1 being all", low=0.0, high=1.0)
-    label: str = option("", "by the model if it was trained with labels, or a classifier; a,b: of two; a|b: either")
+    label: str = option("", "of the model's own, or of a classifier: then a,b is of two, and a|b either")
     guidance_scale: float = option(
         1.0, "with a label or sources of the model's own: classifier-free guidance; 1: none", low=0.0
     )
@@ -108,11 +108,12 @@ class ControlConfig(Options):
         """
         if not self.label:
             return []
-        labels = self.label.split(",")
         paths = self.classifier.split(",") if self.classifier else []
+        labels = [self.label] if self.label in model.labels and not paths else self.label.split(",")
         has_own = bool(model.labels) and len(paths) == len(labels) - 1
         if not has_own and self.guidance_scale != 1 and not self.source_file:
-            raise UserError("--guidance_scale expects a model that was trained with --condition labels, found another")
+            other = "a classifier for each label" if model.labels else "a model without labels"
+            raise UserError(f"--guidance_scale is about a label of the model's own (--condition labels), found {other}")
         found: list[Control] = [Labelled(labels.pop(0), self.guidance_scale)] if has_own else []
         if not labels:
             for name in ("guidance_strength", "guidance_range", "inner_steps"):
@@ -122,6 +123,9 @@ class ControlConfig(Options):
         return found + self._by_classifiers(labels, paths or [str(beside(weights))], model)
 
     def _by_classifiers(self, labels: list[str], paths: list[str], model: TextDiffusion) -> list[Control]:
+        classifiers = {path: load(Path(path), model) for path in paths}
+        if len(paths) == 1 and self.label in classifiers[paths[0]].labels:
+            labels = [self.label]  # one with a comma in it
         if len(paths) != len(labels):
             raise UserError(f"--label and --classifier must name equally many, found {len(labels)} and {len(paths)}")
         match = re.fullmatch(r"(\d+)-(\d+)", self.guidance_range) if self.guidance_range else None
@@ -129,7 +133,7 @@ class ControlConfig(Options):
             raise UserError(f"--guidance_range must be two timesteps such as 100-1500, found {self.guidance_range!r}")
         low, high = (int(match[1]), int(match[2])) if match else (0, None)
         found: list[Control] = [
-            Label(load(Path(path), model), tuple(label.split("|")), self.guidance_strength, low, high)
+            Label(classifiers[path], _either(label, classifiers[path]), self.guidance_strength, low, high)
             for path, label in zip(paths, labels, strict=True)
         ]
         return found + ([InnerSteps(self.inner_steps, self.inner_lr, self.langevin)] if self.inner_steps else [])
@@ -177,3 +181,8 @@ def _place(text: str) -> tuple[str, int | None]:
     """A word and its number, "green@2", or a word alone."""
     match = re.fullmatch(r"(.+)@(\d+)", text.strip())
     return (match[1], int(match[2])) if match else (text.strip(), None)
+
+
+def _either(label: str, classifier: Classifier) -> tuple[str, ...]:
+    """The labels of which any will do; one with a bar in its name is itself."""
+    return (label,) if label in classifier.labels else tuple(label.split("|"))

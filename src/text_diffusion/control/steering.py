@@ -26,6 +26,7 @@ from torch import Tensor
 from text_diffusion.condition import Guided
 from text_diffusion.control.posterior import Accepting
 from text_diffusion.cross_entropy import WordDenoiser
+from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.samplers import Denoise
@@ -135,6 +136,11 @@ class Steered:
             times = self.process.network_time(t)
             total = torch.stack([s.strength * s.log_prob(x, times, predict) for s in self.scores]).sum()
             (gradient,) = torch.autograd.grad(total, x)
+        if not gradient.isfinite().all():
+            raise UserError(
+                f"expected a finite gradient of what is scored, found none at t {self.process.timesteps[int(t[0])]}; "
+                "lower the strength, or look at the scorer"
+            )
         return gradient, predictions[0].detach() if predictions else None
 
     def arrive(self, x_s: Tensor, mean: Tensor, s: int) -> Tensor:

@@ -38,7 +38,8 @@ class Gap:
 
 @dataclass(frozen=True)
 class Parsed:
-    """Known words and gaps, in order; `unknown` are those that the tokenizer does not know, in order."""
+    """Known words and gaps, in order; `unknown` are those that the tokenizer does not know, in order, with the space
+    before them if there is one."""
 
     items: tuple[Known | Gap, ...]
     unknown: tuple[str, ...] = ()
@@ -66,7 +67,7 @@ def parse(text: str, vocabulary: Vocabulary, allow_unk: bool = False) -> Parsed:
             glued = bool(items) and number == 0 and not literal[0].isspace()
             ids, missing = vocabulary.spell(word, glued, first=not items)
             items.append(Known(word, tuple(ids), glued))
-            unknown += missing
+            unknown += [("" if glued or not items[:-1] else " ") + word for word in missing]
         if match is None:
             break
         glued = bool(items) and not (literal[-1:].isspace() if literal else False)
@@ -92,15 +93,18 @@ def _range(text: str | None, gap: str) -> tuple[int, int | None]:
 
 
 def with_unknown(tokenizer: Tokenizer, ids: Sequence[int], unknown: Sequence[str]) -> str:
-    """The sentence of ids, the words of `unknown` in place of its [UNK]s."""
+    """The sentence of ids, the words of `unknown` (with the space before them) in place of its [UNK]s."""
     ids = list(ids)
     ids = ids[: ids.index(tokenizer.sep_id)] if tokenizer.sep_id in ids else ids
-    text, words = "", list(unknown)
-    place = 0
-    for i, token in [*enumerate(ids), (len(ids), tokenizer.unk_id)]:
+    anchor = Vocabulary(tokenizer).anchor  # a word too, so that what follows is spelled as behind one
+    parts: list[list[int]] = [[]]
+    for token in ids:
         if token == tokenizer.unk_id:
-            part = tokenizer.decode_all(ids[place:i])
-            place = i + 1
-            text += (" " if text and part and part[0].isalnum() else "") + part
-            text += ((" " if text else "") + words.pop(0)) if words and i < len(ids) else ""
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    text, words = tokenizer.decode_all(parts[0]), [*unknown, *[""] * len(parts)]
+    for word, part in zip(words, parts[1:], strict=False):
+        text += word if text else word.lstrip()
+        text += tokenizer.decode_all([anchor, *part]).removeprefix(tokenizer.decode_all([anchor]))
     return text

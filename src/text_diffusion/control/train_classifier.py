@@ -107,6 +107,8 @@ def train(classifier: Classifier, writer: TextDiffusion, ids: Tensor, labels: Te
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
     network.eval().requires_grad_(False)
+    if not classifiers.is_finite(network):
+        raise UserError(f"expected finite weights in the end, found none; --lr {config.lr:g} is too high, lower it")
 
 
 @torch.no_grad()
@@ -144,6 +146,8 @@ def command(argv: Sequence[str] | None) -> None:
     writer = load_diffusion(weights, device=config.device, gpu=config.gpu, tokenizer=config.tokenizer)
     rows = labeled.read(labeled_path(config, writer, weights))
     out = Path(config.out) if config.out else classifiers.beside(weights)
+    if out.is_dir():
+        raise UserError(f"--out must name a file, found the folder {out}")
     check_writable(out.parent)
     ids, labels = encode(rows.train, rows.labels, writer)
     unknown = writer.tokenizer.unknown_share(writer.tokenizer.encode([sentence for sentence, _ in rows.train]))

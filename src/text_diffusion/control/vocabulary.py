@@ -25,7 +25,7 @@ class Vocabulary:
     tokenizer: Tokenizer
 
     @cached_property
-    def _anchor(self) -> int:
+    def anchor(self) -> int:
         """A token that is a word, or the most of one, which others are decoded behind."""
         vocab = self.tokenizer.backend.get_vocab()
         ordinary = [(text, i) for text, i in vocab.items() if text not in SPECIAL_TOKENS]
@@ -35,7 +35,7 @@ class Vocabulary:
     @cached_property
     def _behind(self) -> list[str]:
         """What each token adds to a text that ends in a word; "" for special ones and for gaps among the ids."""
-        decode, anchor = self.tokenizer.decode_all, self._anchor
+        decode, anchor = self.tokenizer.decode_all, self.anchor
         first = decode([anchor])
         behind = [""] * self.tokenizer.vocab_size
         for token, i in self.tokenizer.backend.get_vocab().items():
@@ -47,6 +47,11 @@ class Vocabulary:
     def starts(self) -> Mask:
         """Tokens that begin a word, (V,)."""
         return np.array([text[:1] == " " and _is_solid(text[1:]) for text in self._behind])
+
+    @cached_property
+    def spaces(self) -> Mask:
+        """Tokens that are the space before a word and no more, (V,)."""
+        return np.array([text == " " for text in self._behind])
 
     @cached_property
     def continues(self) -> Mask:
@@ -83,7 +88,7 @@ class Vocabulary:
         """The tokens of a word at the start of a sentence, inside one, or glued to another word; [] if that fails."""
         if kind == "first":
             return self.tokenizer.encode([word])[0][1:-1]
-        anchor = self.tokenizer.decode_all([self._anchor]).strip()
+        anchor = self.tokenizer.decode_all([self.anchor]).strip()
         before, both = self.tokenizer.encode([anchor, anchor + (" " if kind == "inside" else "") + word])
         n = len(before) - 1
         return both[n:-1] if both[:n] == before[:n] else []
