@@ -26,9 +26,10 @@ import table
 import torch
 from common import ROOT, environment, record
 
-from text_diffusion.control import Avoid, Control, InnerSteps, Label, Labelled, Length, Template, Want
+from text_diffusion.control import Avoid, Control, InnerSteps, Label, Labelled, Length, Scorer, Template, Want
 from text_diffusion.control import classifier as classifiers
 from text_diffusion.control.classifier import Classifier
+from text_diffusion.control.vocabulary import Vocabulary
 from text_diffusion.generation import TextDiffusion, load_diffusion
 from text_diffusion.grammar import Grammar
 from text_diffusion.metrics import kl_bits
@@ -75,10 +76,14 @@ def measure(
     slots: Sequence[str],
     samples: int,
     steps: int,
+    kept: Sequence[str] = (),
     **settings: Any,
 ) -> dict[str, Any]:
-    """Of `samples` sentences of each case: the share that are sentences and obey, and the other slots' KL, pooled."""
-    obeyed, valid, pooled, shares, seconds = 0, 0, list[str](), list[float](), 0.0
+    """Of `samples` sentences of each case: the share that are sentences and obey, and the other slots' KL, pooled.
+
+    With the cases' templates also the share of sentences that have all their known words.
+    """
+    obeyed, valid, pooled, shares, seconds, whole = 0, 0, list[str](), list[float](), 0.0, 0
     for seed, (controls, is_obeyed) in enumerate(cases):  # else all cases would meet the same noise
         started = time.perf_counter()
         sentences = model.sample(samples, steps=steps, controls=controls, seed=seed, **settings)
@@ -89,6 +94,9 @@ def measure(
         obeyed += good
         shares.append(good / samples)
         pooled += sentences
+        if kept:
+            known = r"\S(?:.*\S)?".join(map(re.escape, re.split(r"\[GAP[^]]*\]", kept[seed])))
+            whole += sum(re.fullmatch(known, line) is not None for line in sentences)
     row = {
         "name": name,
         "samples": len(pooled),
@@ -98,6 +106,7 @@ def measure(
         "valid": valid / len(pooled),
         "kl_bits": others_kl(pooled, slots),
         "ms": 1000 * seconds / len(pooled),
+        **({"kept": whole / len(pooled)} if kept else {}),
     }
     print(row, flush=True)
     return row
@@ -120,12 +129,13 @@ def labels(model: TextDiffusion, folder: Path, samples: int, steps: int) -> dict
     others = ("food", "state")
     few = max(samples // 10, 1)
     rows = [measure(model, "none", [([], lambda parsed: True)], others, few * len(COLOURS), steps)]
+    usual, name = Label.strength, f"strength {Label.strength:g}"
     variants: list[tuple[str, int, list[Control], float, dict[str, Any]]] = [
-        ("score, strength 2 (default)", samples, [], 2.0, {}),
+        (f"score, {name} (default)", samples, [], usual, {}),
         ("score, strength 1", few, [], 1.0, {}),
-        ("3 Adagrad steps, strength 2", few, [InnerSteps(3, 0.1)], 2.0, {}),
-        ("score, strength 2, ancestral", few, [], 2.0, {"sampler": "ancestral"}),
-        ("score, strength 2, heun", few, [], 2.0, {"sampler": "heun"}),
+        (f"3 Adagrad steps, {name}", few, [InnerSteps(3, 0.1)], usual, {}),
+        (f"score, {name}, ancestral", few, [], usual, {"sampler": "ancestral"}),
+        (f"score, {name}, heun", few, [], usual, {"sampler": "heun"}),
     ]
     for name, count, update, strength, settings in variants:
         cases: list[Any] = [
@@ -138,31 +148,41 @@ def labels(model: TextDiffusion, folder: Path, samples: int, steps: int) -> dict
 def words(model: TextDiffusion, folder: Path, samples: int, steps: int) -> dict[str, Any]:
     """Each colour, through the model's own word probabilities."""
     others = ("food", "state")
+    vocabulary = Vocabulary(model.tokenizer)
+
+    def scorer(colour: str) -> Scorer:
+        (token,), _ = vocabulary.spell(colour)
+        return Scorer(lambda log_p: log_p[:, :, token].logsumexp(dim=1), strength=20)
+
     cases: dict[str, list[Any]] = {
         "--want COLOUR": [([Want(colour)], is_word("color", colour)) for colour in COLOURS],
         "--want COLOUR@2": [([Want(colour, 2)], is_word("color", colour)) for colour in COLOURS],
         "--avoid, all other colours": [
             ([Avoid(other) for other in COLOURS if other != colour], is_word("color", colour)) for colour in COLOURS
         ],
+        "a Scorer in Python, strength 20": [([scorer(colour)], is_word("color", colour)) for colour in COLOURS],
     }
     few = max(samples // 10, 1)
     rows = [
-        measure(model, name, case, others, few if "avoid" in name else samples, steps) for name, case in cases.items()
+        measure(model, name, case, others, samples if "want" in name else few, steps) for name, case in cases.items()
     ]
     return {"rows": rows, "ideal_kl": ideal_kl(others, samples * len(COLOURS))}
 
 
 def infilling(model: TextDiffusion, folder: Path, samples: int, steps: int) -> dict[str, Any]:
-    """The two gaps of a template, of free length and of one word."""
-    count, others = samples * len(COLOURS), ("color", "state")
+    """The two gaps of a template, of free length and of one word; and each colour as a known word."""
+    count = samples * len(COLOURS)
     rows = []
-    for template in ("The [GAP] apple is [GAP].", "The [GAP:1] apple is [GAP:1]."):
+    for gap in ("[GAP]", "[GAP:1]"):
+        template = f"The {gap} apple is {gap}."
         case: list[Any] = [([Template(template)], is_word("food", "apple"))]
-        row = measure(model, template, case, others, count, steps)
-        pattern = re.compile(r"The \S.* apple is \S.*\.")
-        kept = [pattern.fullmatch(line) is not None for line in model.sample(count, steps=steps, controls=case[0][0])]
-        rows.append(row | {"kept": sum(kept) / len(kept)})
-    return {"rows": rows, "ideal_kl": ideal_kl(others, count)}
+        rows.append(measure(model, template, case, ("color", "state"), count, steps, kept=[template]))
+    templates = [f"The {colour} [GAP] is [GAP]." for colour in COLOURS]
+    cases: list[Any] = [
+        ([Template(one)], is_word("color", colour)) for one, colour in zip(templates, COLOURS, strict=True)
+    ]
+    rows.append(measure(model, "The COLOUR [GAP] is [GAP].", cases, ("food", "state"), samples, steps, kept=templates))
+    return {"rows": rows, "ideal_kl": ideal_kl(("food", "state"), count)}
 
 
 def composed(model: TextDiffusion, folder: Path, samples: int, steps: int) -> dict[str, Any]:

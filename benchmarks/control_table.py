@@ -36,4 +36,6 @@ def render(results: dict[str, Any]) -> str:
                 f"| {row['name']} | {row['samples']:,} | {row['steps']} | {obeyed or ' | '} | {row['valid']:.2%} | "
                 f"{row['kl_bits']:.3f} ({figures['ideal_kl'] * most / row['samples']:.3f}) | {row['ms']:.1f} |"
             )
-    return "\n".join([*lines, "", *(f"Measured on {machine}." for machine in machines)])
+    kept = [row["kept"] for row in results.get("control_infilling", {"rows": []})["rows"] if "kept" in row]
+    known = [f"Known words of the templates are kept in {min(kept):.2%} of the sentences.", ""] if kept else []
+    return "\n".join([*lines, "", *known, *(f"Measured on {machine}." for machine in machines)])
