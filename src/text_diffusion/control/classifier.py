@@ -174,7 +174,7 @@ class Label:
 
     classifier: Classifier
     label: str | tuple[str, ...]
-    strength: float = 2.0
+    strength: float = 2.5
     low: int = 0
     high: int | None = None
 

@@ -39,7 +39,7 @@ class ControlConfig(Options):
     source_file: str = option("", "file of sources, one a line, to write for (--condition source)")
     mbr: int = option(0, "with --source_file: of so many candidates take the one nearest to the others, by BLEU", low=0)
     classifier: str = option("", "from control.train_classifier (default: beside the weights file); of two labels: a,b")
-    guidance_strength: float = option(2.0, "with --label: factor of the gradient of log p(label)", low=0.0)
+    guidance_strength: float = option(2.5, "with --label: factor of the gradient of log p(label)", low=0.0)
     guidance_range: str = option("", "with --label: guide only at t within LOW-HIGH (default: wherever it helps)")
     inner_steps: int = option(
         0, "with --label: Diffusion-LM's update, so many steps on each x_t; 0: one exact step on x_0", low=0
