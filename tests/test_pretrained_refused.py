@@ -122,7 +122,7 @@ def cut(name: str) -> Any:
         (edited("config.json", is_decoder=True), "is_decoder False (hidden_size is 16), found True"),
         (
             edited("config.json", hidden_size=32, intermediate_size=128),
-            "expected layers.0.qkv.weight of size (96, 32), as config.json says, found (48, 16)",
+            "expected word embeddings of size (26, 32), the vocab_size and hidden_size of config.json, found (26, 16)",
         ),
         (edited("config.json", num_hidden_layers=3), "found none named 'encoder.layer.2.attention.self.query"),
         (edited("config.json", num_hidden_layers=1), "expected 1 layers, as config.json says, found more"),

@@ -199,6 +199,12 @@ def parts(folder: Path, config: dict[str, Any], wanted: ModelConfig) -> dict[str
     bert = _tensors(folder)
     state: dict[str, Tensor] = {}
     layers, H = config["num_hidden_layers"], config["hidden_size"]
+    words = bert.get("embeddings.word_embeddings.weight")
+    if words is not None and tuple(words.shape) != (rows := (config["vocab_size"], H)):
+        raise UserError(
+            f"{folder}: expected word embeddings of size {rows}, the vocab_size and hidden_size of {CONFIG}, found "
+            f"{tuple(words.shape)}; weights and {CONFIG} are of different models: copy both from one"
+        )
     try:
         if wanted.init_pretrained:
             for n in range(layers):
@@ -210,7 +216,10 @@ def parts(folder: Path, config: dict[str, Any], wanted: ModelConfig) -> dict[str
         if wanted.pretrained_embeddings:
             state["word_embedding.weight"] = bert["embeddings.word_embeddings.weight"]
     except KeyError as error:
-        raise UserError(f"{folder}: expected the weights of BERT, found none named {error}") from None
+        raise UserError(
+            f"{folder}: expected the weights of BERT with {layers} layers, as {CONFIG} says, found none named {error}; "
+            f"copy weights and {CONFIG} from one model"
+        ) from None
     except (RuntimeError, IndexError):
         raise UserError(f"{folder}: expected weights whose sizes are those of {CONFIG}, found others") from None
     if wanted.init_pretrained and f"encoder.layer.{layers}.output.dense.weight" in bert:
@@ -221,7 +230,10 @@ def parts(folder: Path, config: dict[str, Any], wanted: ModelConfig) -> dict[str
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
             should, found = tuple(expected[name].shape), tuple(tensor.shape)
-            raise UserError(f"{folder}: expected {name} of size {should}, as {CONFIG} says, found {found}")
+            raise UserError(
+                f"{folder}: expected {name} (a name of ours) of size {should}, as {CONFIG} says, found {found}; copy "
+                f"weights and {CONFIG} from one model"
+            )
         if not tensor.isfinite().all():
             raise UserError(f"{folder}: expected finite weights, found others in {name}")
     return state
