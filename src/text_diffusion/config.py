@@ -75,7 +75,9 @@ class ModelConfig(Options):
         0.1, "share of training sentences that are given nothing, for classifier-free guidance", low=0.0, high=0.9
     )
     pretrained_model: str = option("", "BERT-shaped model to start from: a folder, or a name on the Hugging Face hub")
-    init_pretrained: bool = option(False, "start from its layers and positions (--lr is then 1e-4 if not given)")
+    init_pretrained: bool = option(
+        False, "start from its layers and positions (if not given, --lr is then 1e-4, --optimizer adamw)"
+    )
     pretrained_embeddings: bool = option(False, "start from its word embeddings, and take its tokenizer")
     freeze_embeddings: bool = option(False, "leave the pretrained word embeddings as they are")
 

@@ -49,8 +49,8 @@ BERT_BASE: dict[str, Any] = {  # what a config.json leaves out is as in BERT-bas
     "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "max_position_embeddings": 512, "vocab_size": 30522,
     "layer_norm_eps": LAYER_NORM_EPS, "position_embedding_type": "absolute", "is_decoder": False,
 }  # fmt: skip
-LR = 1e-4  # unless another is given: from scratch the default may be higher
-ADJUSTABLE = ("lr", "dropout")  # what follows from the model unless said otherwise
+LR = 1e-4  # unless another is given, with AdamW, as BERT was trained: from scratch the defaults are others
+ADJUSTABLE = ("lr", "optimizer", "dropout")  # what follows from the model unless said otherwise
 ROUNDING = 128  # a table of embeddings may have fewer than so many rows more than there are tokens
 
 
@@ -187,6 +187,7 @@ def _of_encoder(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         "norm": "post",
         "dropout": float(config["hidden_dropout_prob"]),
         "lr": LR,
+        "optimizer": "adamw",
     }
 
 
