@@ -8,7 +8,7 @@ FOLDER holds the CSV files of E2E (see e2e.py), which are split so that no meani
     words       each value of each field, by words that must occur
     labels      the same by classifiers of the meaning representations, trained here
     length      sentences of so many words
-    infilling   the middle third of held-out descriptions
+    infilling   the middle third of held-out descriptions, beside other ways of filling it
     price       time of a guided sentence against an unguided one
     sequence    from the meaning representation to the description, beside a model that writes left to right
     table       only write the table again, from results.json
@@ -32,6 +32,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+import e2e_infilling
 import e2e_sequence
 import numpy as np
 import table
@@ -43,7 +44,6 @@ from e2e_task import Task, free_model, write_texts
 from text_diffusion.control import Control, Label, Length, Template, Want, train_classifier
 from text_diffusion.control import classifier as classifiers
 from text_diffusion.control.classifier import Classifier
-from text_diffusion.errors import UserError
 from text_diffusion.generation import TextDiffusion
 from text_diffusion.memory import keep_freed_memory
 
@@ -167,54 +167,10 @@ def length(task: Task, model: TextDiffusion, args: argparse.Namespace) -> dict[s
     return about(task, model.sample(args.samples, steps=args.calls, seed=1), args) | figures
 
 
-def masked_middle(line: str, gap: str) -> tuple[str, list[str], list[str]]:
-    """A template without the middle third of a line, and the words before and behind it; `gap` as in "[GAP:{n}]"."""
-    found = line.split()
-    third = len(found) // 3
-    before, behind = found[:third], found[len(found) - third :]
-    return " ".join([*before, gap.format(n=len(found) - 2 * third), *behind]), before, behind
-
-
 def infilling(task: Task, model: TextDiffusion, args: argparse.Namespace) -> dict[str, Any]:
     """The middle of descriptions of one half of the held-out meanings; the other half says what people would write."""
-    here, elsewhere = task.halves()
-    known = task.known([row.line for row in elsewhere])
-    chosen = np.random.default_rng(0).permutation(len(here))
-    rows = []
-    for gap in ("[GAP:{n}]", "[GAP]"):
-        kept, shares, people, refused, seconds = 0, list[bool](), list[bool](), 0, 0.0
-        pairs: list[tuple[str, str]] = []
-        for number in chosen:
-            line = here[number].line
-            template, before, behind = masked_middle(line, gap)
-            started = time.perf_counter()
-            try:
-                (filled,) = model.sample(1, steps=args.calls, controls=[Template(template)], seed=int(number))
-            except UserError:  # a word that no training line has, or more words than fit
-                refused += 1
-                continue
-            seconds += time.perf_counter() - started
-            found = filled.split()
-            kept += found[: len(before)] == before and found[len(found) - len(behind) :] == behind
-            shares += [triple in known for triple in task.touching(found, len(before), len(behind))]
-            people += [triple in known for triple in task.touching(line.split(), len(before), len(behind))]
-            pairs.append((template, filled))
-            if len(pairs) == args.samples:
-                break
-        rows.append(
-            {
-                "gap": gap.format(n="n"),
-                "samples": len(pairs),
-                "refused": refused,
-                "kept": kept / len(pairs),
-                "triples": sum(shares) / len(shares),
-                "people": sum(people) / len(people),
-                "ms": 1000 * seconds / len(pairs),
-                "examples": pairs[:5],
-            }
-        )
-        print(rows[-1], flush=True)
-    return {"calls": args.calls, "rows": rows}
+    found: dict[str, Any] = e2e_infilling.measure(task, model, args.samples, args.calls)
+    return found
 
 
 def price(task: Task, model: TextDiffusion, args: argparse.Namespace) -> dict[str, Any]:

@@ -89,12 +89,12 @@ def infilling(part: dict[str, Any]) -> str:
         "**Infilling** of the middle third of held-out descriptions. Triples: of those that have a word in the gap, "
         "the share that occurs in the half of the held-out text that no template comes from.",
         "",
-        "| gap | templates | known words kept | triples | people's | ms a sentence |",
+        "| by | lines | known words kept | triples | people's | ms a sentence |",
         "|---|---|---|---|---|---|",
     ]
     for row in part["rows"]:
         lines.append(
-            f"| `{row['gap']}` | {row['samples']:,} | {percent(row['kept'])} | {percent(row['triples'])} | "
+            f"| {row['gap']} | {row['samples']:,} | {percent(row['kept'])} | {percent(row['triples'])} | "
             f"{percent(row['people'])} | {row['ms']:.0f} |"
         )
     row = part["rows"][0]
