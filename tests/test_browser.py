@@ -142,7 +142,7 @@ def test_confidence_is_shade_and_bar(browser: Any, page: Path) -> None:
     opened(browser, page)
     script = "return [...document.querySelectorAll('.w')].map(w => [w.title, getComputedStyle(w).backgroundSize])"
     shown = browser.execute_script(script)
-    assert len(shown) > 4
+    assert len(shown) > 3
     for title, size in shown:
         assert float(size.split("%")[0].split("calc(")[-1]) == pytest.approx(float(title.split()[0]), abs=0.6)
 

@@ -269,6 +269,7 @@ def test_training_step_does_not_depend_on_the_micro_batch(tmp_path: Path, self_c
                 "num_heads": 2,
                 "num_channels": 8,
                 "gradient_clipping": 0.0,
+                "optimizer": "adamw",
                 "device": "cpu",
             }
         )
