@@ -73,6 +73,7 @@ CASES: dict[str, tuple[list[Control], Callable[[str], Any]]] = {
         re.compile(r"(.* )?(a b c(\.* .*|\.*)|a b[. ].*b c(\.* .*|\.*)|b c[. ].*a b(\.* .*|\.*))").fullmatch,
     ),
     "want twice": ([Want("b"), Want("b", 2)], re.compile(r"\S+ b\.*( .*)?").fullmatch),
+    "want what begins again within itself": ([Want("a a b")], re.compile(r"(.* )?a a b(\.* .*|\.*)").fullmatch),
     "want the same word twice": ([Want("b b")], re.compile(r"(.* )?b b(\.* .*|\.*)").fullmatch),
     "want at": ([Want("b", 2)], re.compile(r"\S+ b\.*( .*)?").fullmatch),
     "want two": ([Want("a"), Want("c")], lambda text: {"a", "c"} <= {word.rstrip(".") for word in text.split()}),

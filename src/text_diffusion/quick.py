@@ -1,4 +1,4 @@
-"""A network that samples faster: in bf16, compiled, on a GPU as one CUDA graph a call."""
+"""A network that computes in bf16, or compiled, on a GPU as CUDA graphs; what it gains there is not measured yet."""
 
 from __future__ import annotations
 
