@@ -193,7 +193,9 @@ def test_unknown_words_come_back() -> None:
     tokenizer = train_word_level(LINES)
     ids = tokenizer.encode(["The zebra apple is quux."])[0]
     assert tokenizer.decode(ids) == "The apple is."
-    assert with_unknown(tokenizer, [*ids, tokenizer.pad_id], [" zebra", " quux"]) == "The zebra apple is quux."
+    assert (
+        with_unknown(Vocabulary(tokenizer), [*ids, tokenizer.pad_id], [" zebra", " quux"]) == "The zebra apple is quux."
+    )
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_words_around_unknown_ones_stay_as_they_were(text: str) -> None:
     tokenizer = train_word_level([*LINES, '( ) " - £ 20 (red) "red" £20 a.'])
     parsed = parse(text, Vocabulary(tokenizer), allow_unk=True)
     ids = [tokenizer.cls_id, *(i for item in parsed.items if isinstance(item, Known) for i in item.ids)]
-    found = with_unknown(tokenizer, [*ids, tokenizer.sep_id], parsed.unknown)
+    found = with_unknown(Vocabulary(tokenizer), [*ids, tokenizer.sep_id], parsed.unknown)
     assert found == text
 
 

@@ -17,6 +17,7 @@ from text_diffusion.autoregressive import Autoregressive, CausalTransformer
 from text_diffusion.checkpoint import Weights
 from text_diffusion.control.controls import Control, Plan, plan
 from text_diffusion.control.template import with_unknown
+from text_diffusion.control.vocabulary import Vocabulary
 from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.device import pick_device
 from text_diffusion.errors import UserError
@@ -269,7 +270,10 @@ class TextDiffusion:
         ids = self.model.get_logits(x).argmax(dim=-1).tolist()
         if whole:
             return [self.tokenizer.decode_all(row) for row in ids]
-        return [with_unknown(self.tokenizer, row, unknown) if unknown else self.tokenizer.decode(row) for row in ids]
+        if unknown:
+            vocabulary = Vocabulary(self.tokenizer)
+            return [with_unknown(vocabulary, row, unknown) for row in ids]
+        return [self.tokenizer.decode(row) for row in ids]
 
     def choose_batch_size(self, n: int) -> int:
         """As many sentences at once as BATCH_MEMORY allows, at most 256 on a CPU, whose caches are small."""

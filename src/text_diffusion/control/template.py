@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from text_diffusion.control.vocabulary import Vocabulary, named
 from text_diffusion.errors import UserError
-from text_diffusion.tokenizer import Tokenizer
 
 GAP = re.compile(r"\[GAP(?::([^\]]*))?\]")
 
@@ -92,11 +91,11 @@ def _range(text: str | None, gap: str) -> tuple[int, int | None]:
     return low, high
 
 
-def with_unknown(tokenizer: Tokenizer, ids: Sequence[int], unknown: Sequence[str]) -> str:
+def with_unknown(vocabulary: Vocabulary, ids: Sequence[int], unknown: Sequence[str]) -> str:
     """The sentence of ids, the words of `unknown` (with the space before them) in place of its [UNK]s."""
-    ids = list(ids)
+    tokenizer, ids = vocabulary.tokenizer, list(ids)
     ids = ids[: ids.index(tokenizer.sep_id)] if tokenizer.sep_id in ids else ids
-    anchor = Vocabulary(tokenizer).anchor  # a word too, so that what follows is spelled as behind one
+    anchor = vocabulary.anchor  # a word too, so that what follows is spelled as behind one
     parts: list[list[int]] = [[]]
     for token in ids:
         if token == tokenizer.unk_id:
