@@ -67,11 +67,11 @@ class Masked:
 Fill = Callable[[TextDiffusion, Masked, int, int], str]  # model, line, network calls, seed
 
 
-def ours(gap: str) -> Fill:
+def ours(gap: str, **settings: Any) -> Fill:
     """The program's: a template."""
 
     def fill(model: TextDiffusion, masked: Masked, calls: int, seed: int) -> str:
-        return model.sample(1, steps=calls, controls=[Template(masked.template(gap))], seed=seed)[0]
+        return model.sample(1, steps=calls, controls=[Template(masked.template(gap))], seed=seed, **settings)[0]
 
     return fill
 
@@ -120,6 +120,7 @@ def gradient(model: TextDiffusion, masked: Masked, calls: int, seed: int) -> str
 WAYS: dict[str, Fill] = {
     "`[GAP:n]`": ours("[GAP:{n}]"),
     "`[GAP]`": ours("[GAP]"),
+    "`[GAP:n]`, `--sampler ancestral`": ours("[GAP:{n}]", sampler="ancestral"),
     "replacement": replacement(1),
     f"replacement, {RESAMPLINGS} times a level": replacement(RESAMPLINGS),
     f"gradient, strength {STRENGTH:g}": gradient,

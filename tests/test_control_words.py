@@ -118,7 +118,12 @@ def test_posterior_against_enumeration(name: str, small: Tokenizer) -> None:
     expected = torch.zeros_like(log_p)
     for position in range(L):
         expected[:, position].index_add_(1, ids[:, position], share)
-    torch.testing.assert_close(automaton.posterior(log_p), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(automaton.posterior(log_p)[0], expected, rtol=1e-4, atol=1e-6)
+    log_p.requires_grad_()
+    log_Z = automaton.log_prob(log_p)
+    torch.testing.assert_close(log_Z, log_p[:, 0, small.cls_id] + weight.logsumexp(dim=1), rtol=1e-5, atol=1e-5)
+    (gradient,) = torch.autograd.grad(log_Z.sum(), log_p)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", list(CASES))
@@ -126,7 +131,7 @@ def test_posterior_is_a_distribution(name: str, small: Tokenizer) -> None:
     """Also where what is demanded is next to impossible: in float32, at probabilities of e^-200 a token."""
     torch.manual_seed(1)
     log_p = (200 * torch.randn(4, L, small.vocab_size)).log_softmax(dim=-1)
-    p = accepting(small, CASES[name][0]).posterior(log_p)
+    p = accepting(small, CASES[name][0]).posterior(log_p)[0]
     torch.testing.assert_close(p.sum(dim=-1), torch.ones(4, L), rtol=1e-3, atol=1e-4)
     assert bool((p >= 0).all())
 

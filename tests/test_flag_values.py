@@ -39,6 +39,8 @@ def bad_values(group: type[Options]) -> Iterator[tuple[str, str]]:
             step = 1 if kind is int else 0.001
             if low > -math.inf:
                 yield f.name, str(low - step)
+            if f.metadata["above"] > -math.inf:
+                yield f.name, str(kind(f.metadata["above"]))
             if high < math.inf:
                 yield f.name, str(high + step)
         if kind is int:
@@ -68,7 +70,7 @@ def test_bounds_are_where_they_should_be() -> None:
         f.name
         for group in (*TRAIN_GROUPS, SampleConfig)
         for f in fields(group)
-        if get_type_hints(group)[f.name] in (int, float) and f.metadata["low"] == -math.inf
+        if get_type_hints(group)[f.name] in (int, float) and max(f.metadata["low"], f.metadata["above"]) == -math.inf
     ]
     assert unbounded == ["steps"], "sampling's, which depends on the weights file"
     assert len(TRAIN_BAD) > 80

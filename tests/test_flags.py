@@ -244,6 +244,7 @@ SAMPLE_CASES = {
     "sampler": Case("ddim", "sentences"),
     "spacing": Case("log-snr", "sentences", {"steps": 6}),
     "eta": Case(0.5, "sentences", {"sampler": "ddim"}),
+    "resample": Case(3, "sentences", {"sampler": "ancestral", "steps": 6}),
     "churn": Case(4.0, "sentences", {"sampler": "heun", "steps": 6}),
     "halt": Case(1, "sentences"),
     "temperature": Case(0.5, "error"),  # of weights without probabilities of words; else see test_cross_entropy

@@ -17,9 +17,10 @@ from text_diffusion import generation
 from text_diffusion.config import ModelConfig
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
-from text_diffusion.generation import Sampling, TextDiffusion, nearest_embedding
+from text_diffusion.generation import TextDiffusion, nearest_embedding
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.samplers import Step
+from text_diffusion.sampling import Sampling
 from text_diffusion.schedules import named_betas
 from text_diffusion.timesteps import spaced_timesteps
 from text_diffusion.tokenizer import train_word_level
@@ -175,21 +176,39 @@ def test_network_sees_the_kept_timesteps_of_training(steps: int, time_scale: flo
 
 
 def test_many_steps_are_ancestral_and_few_are_not() -> None:
-    assert Sampling(steps=20).sampler == Sampling(steps=40, churn=1.0).sampler == "dpm-solver++"
-    assert Sampling(steps=21).sampler == Sampling().sampler == Sampling(steps=4, top_p=0.9).sampler == "ancestral"
+    def chosen(fills: bool = False, **settings: Any) -> tuple[str, int | None]:
+        how = Sampling(**settings).chosen(fills)
+        return how.sampler, how.resample
+
+    assert chosen(steps=20) == chosen(steps=40, churn=1.0) == ("dpm-solver++", None)
+    assert chosen(steps=21) == chosen() == chosen(steps=4, top_p=0.9) == ("ancestral", None)
+    assert chosen(steps=4, resample=2) == ("ancestral", 2)
+    assert [chosen(True, steps=n) for n in (19, 20, 50)] == [("dpm-solver++", None), ("ancestral", 2), ("ancestral", 5)]
+    assert chosen(True, steps=50, sampler="ddim") == ("ddim", None)
+    assert chosen(True, steps=50, churn=1.0) == ("dpm-solver++", None)
+    assert chosen(True, steps=50, resample=1) == ("ancestral", 1)
 
 
-@pytest.mark.parametrize(("sampler", "least"), [("ancestral", 1), ("ddim", 1), ("dpm-solver++", 1), ("heun", 3)])
-@pytest.mark.parametrize("churn", [None, 3.0])
-def test_steps_are_network_calls(writer: TextDiffusion, sampler: str, least: int, churn: float | None) -> None:
-    """Whatever the sampler, the spacing, the churn."""
-    if churn and sampler in ("ancestral", "ddim"):
-        return
+@pytest.mark.parametrize(
+    ("sampler", "least", "again"),
+    [
+        ("ancestral", 1, {}),
+        ("ancestral", 1, {"resample": 2}),
+        ("ancestral", 1, {"resample": 3}),
+        ("ddim", 1, {}),
+        ("dpm-solver++", 1, {}),
+        ("dpm-solver++", 1, {"churn": 3.0}),
+        ("heun", 3, {}),
+        ("heun", 3, {"churn": 3.0}),
+    ],
+)
+def test_steps_are_network_calls(writer: TextDiffusion, sampler: str, least: int, again: dict[str, Any]) -> None:
+    """Whatever the sampler, the spacing, the noise that is added again."""
     calls: list[int] = []
     handle = writer.model.register_forward_hook(lambda *_: calls.append(1))
     for steps in (least, 4, 5, T):
         calls.clear()
-        walk = list(writer.denoising(0, 2, steps=steps, sampler=sampler, spacing="log-snr", churn=churn))
+        walk = list(writer.denoising(0, 2, steps=steps, sampler=sampler, spacing="log-snr", **again))
         assert len(walk) == len(calls) == steps
         assert (walk[0].t, walk[-1].t) == (T - 1, 0 if steps > 1 else T - 1)
     handle.remove()
@@ -362,6 +381,9 @@ def test_decoding(writer: TextDiffusion) -> None:
         ({"top_p": 0.9, "sampler": "heun"}, "heun adds none without eta or churn"),
         ({"top_p": 0.9, "sampler": "ddim"}, "ddim adds none without eta or churn"),
         ({"churn": 1.0, "sampler": "ddim"}, "belongs to the samplers dpm-solver.* found 1 with ddim"),
+        ({"resample": 2, "sampler": "ddim"}, "resample belongs to the sampler ancestral .* found 2 with ddim"),
+        ({"resample": 0}, "must be at least 1 call a level, found 0"),
+        ({"resample": 2, "churn": 1.0}, "churn belongs to .* found 1 with ancestral"),
         ({"churn": -1.0, "sampler": "heun"}, "above 0, found -1 with heun"),
         ({"sampler": "heun", "steps": 2}, "needs at least 3 STEPS .* found 2"),
         ({"sampler": "heun", "steps": T + 1}, "between 1 and 50, .* found 51"),

@@ -73,7 +73,7 @@ def test_jsonl(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out, _ = write_samples(capsys, weights, num_samples=12, seed=4, format="jsonl")
     assert path == plain.with_suffix(".jsonl")
     settings = {"seed": 4, "steps": 20, "sequence_len": None, "sampler": "dpm-solver++", "spacing": "auto", "eta": None}
-    settings |= {"churn": None, "top_p": None, "clamp": False, "clamp_start": None, "halt": None}
+    settings |= {"resample": None, "churn": None, "top_p": None, "clamp": False, "clamp_start": None, "halt": None}
     settings |= {"temperature": None}
     assert [json.loads(line) for line in lines_of(path)] == [
         {"text": text, "index": i, "weights": weights.name, **settings} for i, text in enumerate(lines_of(plain))

@@ -44,7 +44,7 @@ class Optimal:
         return self.a[t] + self.b[t] * x_t
 
 
-def exact_law(abar: list[float]) -> tuple[float, float]:
+def exact_law(abar: list[float], visits: list[int] | None = None) -> tuple[float, float]:
     """Mean and std of the last prediction: the sampler's linear recursion, pushed through by hand in float64."""
     mean, variance = 0.0, 1.0
     for s in reversed(range(1, len(abar))):
@@ -53,8 +53,11 @@ def exact_law(abar: list[float]) -> tuple[float, float]:
         from_start = beta * math.sqrt(before) / (1 - now)  # DDPM eq. 7
         from_x_t = (1 - before) * math.sqrt(now / before) / (1 - now)
         slope = from_start * b + from_x_t
-        mean = from_start * a + slope * mean
-        variance = slope**2 * variance + beta * (1 - before) / (1 - now)
+        for visit in range(1 if visits is None else visits[s]):
+            if visit:  # DDPM eq. 2
+                mean, variance = math.sqrt(1 - beta) * mean, (1 - beta) * variance + beta
+            mean = from_start * a + slope * mean
+            variance = slope**2 * variance + beta * (1 - before) / (1 - now)
     a, b = regression(abar[0])
     return a + b * mean, b * math.sqrt(variance)
 
@@ -63,19 +66,19 @@ def last_of(steps: Iterator[Step]) -> Tensor:
     return list(steps)[-1].pred_xstart
 
 
-def law_by_superposition(diffusion: GaussianDiffusion) -> tuple[float, float]:
+def law_by_superposition(diffusion: GaussianDiffusion, visits: list[int] | None = None) -> tuple[float, float]:
     """The sampler's own law without chance: it is linear, so unit noises, one draw at a time, tell every weight.
 
     Row 0 sees no noise and is the mean; row s sees 1 as its draw number s.
     """
-    S = diffusion.num_timesteps
+    draws = diffusion.num_timesteps + (2 * sum(visit - 1 for visit in visits) if visits else 0)
 
     def unit(s: int) -> Tensor:
-        noise = torch.zeros(S + 1, 1, 1)
+        noise = torch.zeros(draws + 1, 1, 1)
         noise[s] = 1.0
         return noise
 
-    result = last_of(ancestral(Optimal(diffusion), diffusion, unit)).double().flatten()
+    result = last_of(ancestral(Optimal(diffusion), diffusion, unit, visits)).double().flatten()
     return float(result[0]), float((result[1:] - result[0]).norm())
 
 
@@ -88,6 +91,15 @@ def test_law_of_the_result_is_exact(steps: int, kept: int | None, name: str) -> 
     mean, std = law_by_superposition(diffusion)
     expected = exact_law(diffusion.alphas_cumprod.tolist())
     assert (mean, std) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("visits", [[1, 1, 1, 1, 1, 1], [1, 3, 1, 4, 2, 5], [1, 50, 50, 50, 50, 50]])
+def test_law_where_levels_are_walked_again(visits: list[int]) -> None:
+    """Each return by q has noises of its own, and the law is that of the recursion."""
+    diffusion = process(2000, len(visits))
+    assert law_by_superposition(diffusion, visits) == pytest.approx(
+        exact_law(diffusion.alphas_cumprod.tolist(), visits), rel=1e-4, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(("steps", "kept", "name"), PROCESSES)

@@ -17,10 +17,17 @@ T = TypeVar("T", bound="Options")
 
 
 def option(
-    default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, choices: Sequence[str] = ()
+    default: Any,
+    help: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    choices: Sequence[str] = (),
 ) -> Any:
-    """A dataclass field that is also a flag."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": tuple(choices)})
+    """A dataclass field that is also a flag: from `low` to `high`, and above `above`."""
+    limits = {"low": low, "high": high, "above": above, "choices": tuple(choices)}
+    return field(default=default, metadata={"help": help, **limits})
 
 
 class Options:
@@ -32,8 +39,11 @@ class Options:
             for number in value if isinstance(value, tuple) else (value,):
                 if isinstance(number, float) and not math.isfinite(number):
                     raise UserError(f"--{f.name} must be a finite number, found {number}")
-                if isinstance(number, (int, float)) and not limits["low"] <= number <= limits["high"]:
-                    raise UserError(f"--{f.name} must be {_range(limits['low'], limits['high'])}, found {number}")
+                if isinstance(number, (int, float)) and not (
+                    limits["low"] <= number <= limits["high"] and number > limits["above"]
+                ):
+                    expected = _range(limits["low"], limits["high"], limits["above"])
+                    raise UserError(f"--{f.name} must be {expected}, found {number}")
             if limits["choices"] and value not in limits["choices"]:
                 raise UserError(f"--{f.name} must be one of {', '.join(limits['choices'])}, found {value!r}")
 
@@ -196,9 +206,12 @@ class SampleConfig(Options):
         "auto", "timesteps kept: evenly in measured loss (auto, if known), t or log-SNR", choices=SPACINGS
     )
     eta: float = option(0.0, "with --sampler ddim: share of the noise that each step draws anew", low=0.0, high=1.0)
+    resample: int = option(
+        0, "with ancestral: network calls at each level of noise; 0: 1, to fill a template STEPS / 10", low=0
+    )
     churn: float = option(0.0, "with dpm-solver++ and heun: noise added again on the way, in all", low=0.0)
     halt: int = option(0, "leave a sentence alone once its words have not changed for so many calls; 0: never", low=0)
-    temperature: float = option(1.0, "with cross_entropy weights: of the probabilities of words", low=0.0)
+    temperature: float = option(1.0, "with cross_entropy weights: of the probabilities of words", above=0.0)
     precision: str = option("float32", "arithmetic of the network", choices=("float32", "bf16"))
     compile: bool = option(False, "compile the network with torch.compile (a minute at the start)")
     num_samples: int = option(10, "sentences to write", low=1)
@@ -340,7 +353,9 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _range(low: float, high: float) -> str:
+def _range(low: float, high: float, above: float) -> str:
+    if above > -math.inf:
+        return f"above {above:g}" + ("" if high == math.inf else f" and at most {high:g}")
     if high == math.inf:
         return f"at least {low:g}"
     return f"between {low:g} and {high:g}"

@@ -7,6 +7,7 @@ Equations: Ho et al. 2020 (arXiv 2006.11239), called DDPM below. Shapes: x_* (B,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -95,6 +96,11 @@ class GaussianDiffusion:
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (DDPM eq. 4)."""
         return _at(self.sqrt_alphas_cumprod, t) * x_start + _at(self.sqrt_one_minus_alphas_cumprod, t) * noise
+
+    def q_step(self, x_prev: Tensor, t: int, noise: Tensor) -> Tensor:
+        """x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) noise (DDPM eq. 2)."""
+        beta = float(self.betas[t])
+        return math.sqrt(1 - beta) * x_prev + math.sqrt(beta) * noise
 
     def q_posterior_mean_variance(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> Gaussian:
         """q(x_{t-1} | x_t, x_0), DDPM eq. 6 and 7."""

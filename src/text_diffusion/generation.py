@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,11 +28,11 @@ from text_diffusion.memory import in_batches
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.randomness import Stream, draw, normal, truncated_normal
 from text_diffusion.remote import local
-from text_diffusion.samplers import SAMPLERS, Denoise, Step, ancestral, ddim, dpm_solver, heun
+from text_diffusion.samplers import Denoise, Step, ancestral, ddim, dpm_solver, heun
+from text_diffusion.sampling import Sampling
 from text_diffusion.timesteps import churned, loss_curve, spaced_timesteps
 from text_diffusion.tokenizer import Tokenizer
 
-FEW = 20  # steps
 BATCH_MEMORY = 64 * 2**20  # bytes of activations or logits that a chosen batch may need at once
 
 
@@ -62,77 +63,6 @@ def writer_of(weights: Weights) -> Writer:
         return Masked(model, tokenizer, length, diffusion.device, labels)
     assert isinstance(model, CausalTransformer), f"nothing writes with {type(model).__name__}"
     return Autoregressive(model, tokenizer, length, diffusion.device, labels)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How sentences are made from noise.
-
-    Args:
-        steps: network calls, 1..T; if not given 50, or T if that is less.
-        seed: of the noise.
-        sequence_len: tokens in a sentence, at most the model's, which is the default.
-        sampler: "ancestral", "ddim", "dpm-solver++" or "heun" (see `samplers`); "auto" is dpm-solver++ for up
-            to FEW steps and ancestral for more, whose new noise corrects mistakes on the way; with top_p ancestral, as
-            dpm-solver++ has no noise to truncate; with churn dpm-solver++.
-        spacing: which timesteps are kept: "auto", "loss", "uniform" or "log-snr" (see `timesteps.spaced_timesteps`).
-        eta: of ddim, 0..1: the share of the noise that is drawn anew at each step; 0 if not given.
-        churn: of dpm-solver++ and heun: how much noise is added again on the way, in all; none if not given.
-        top_p: truncate the noise added at each step to |z| <= top_p (less variety, more typical sentences).
-        clamp: round each prediction of x_0 to the nearest words.
-        clamp_start: clamp only at timesteps t < clamp_start, 1..T; everywhere if not given.
-        halt: leave a sentence alone once its words have not changed for so many calls; never if not given.
-        temperature: of the probabilities of words, for a model that has them (objective cross_entropy); 1 if not given.
-
-    Raises:
-        ValueError: arguments that contradict each other or are out of range.
-    """
-
-    steps: int = 50
-    seed: int = 10708
-    sequence_len: int | None = None
-    sampler: str = "auto"
-    spacing: str = "auto"
-    eta: float | None = None
-    churn: float | None = None
-    top_p: float | None = None
-    clamp: bool = False
-    clamp_start: int | None = None
-    halt: int | None = None
-    temperature: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise UserError(f"the sampler must be one of {', '.join(SAMPLERS)}, found {self.sampler!r}")
-        if self.sampler == "auto":
-            few = self.top_p is None and (self.steps <= FEW or self.churn is not None)
-            object.__setattr__(self, "sampler", "dpm-solver++" if few else "ancestral")
-        if self.sampler == "heun" and self.steps < 3:
-            raise UserError(
-                f"the sampler heun needs at least 3 STEPS (it calls the network twice a step), found {self.steps}"
-            )
-        if self.eta is not None and (self.sampler != "ddim" or not 0 <= self.eta <= 1):
-            raise UserError(
-                f"eta belongs to the sampler ddim and must be between 0 and 1, found {self.eta:g} with {self.sampler}"
-            )
-        if self.churn is not None and (self.sampler not in ("dpm-solver++", "heun") or not self.churn > 0):
-            raise UserError(
-                "churn belongs to the samplers dpm-solver++ and heun and must be above 0, "
-                f"found {self.churn:g} with {self.sampler}"
-            )
-        if self.top_p is not None and not self.top_p > 0:
-            raise UserError(f"TOP_P must be above 0 (it bounds the noise), found {self.top_p:g}")
-        if self.top_p is not None and self.sampler != "ancestral" and not (self.eta or self.churn):
-            raise UserError(
-                f"TOP_P bounds the noise of each step, and {self.sampler} adds none without eta or churn; leave out "
-                "one of the two"
-            )
-        if self.clamp_start is not None and not self.clamp:
-            raise UserError("clamp_start says from where to clamp, so it expects clamp to be on, found it off")
-        if self.halt is not None and self.halt < 1:
-            raise UserError(f"halt must be at least 1 call, found {self.halt}")
-        if self.temperature is not None and not self.temperature > 0:
-            raise UserError(f"the temperature must be above 0, found {self.temperature:g}")
 
 
 @dataclass(frozen=True)
@@ -199,8 +129,12 @@ class TextDiffusion:
         T = self.diffusion.num_timesteps
         how = Sampling(**{"steps": min(Sampling.steps, T)} | settings)
         steered = controls if isinstance(controls, Plan) else self.plan(controls, how.sequence_len)
-        if steered.is_random and how.sampler != "ancestral":
-            raise UserError(f"Langevin steps belong to the sampler ancestral, which draws noise, found {how.sampler}")
+        how = how.chosen(steered.fills)
+        if steered.is_random and (how.sampler != "ancestral" or how.resample):
+            raise UserError(
+                "Langevin steps belong to the sampler ancestral, which draws noise, once at each level, found "
+                + (f"resample {how.resample}" if how.resample else how.sampler)
+            )
         length = how.sequence_len or self.sequence_len
         if how.clamp_start is not None and not 1 <= how.clamp_start <= T:
             raise UserError(f"clamp_start must be between 1 and {T}, found {how.clamp_start}")
@@ -221,7 +155,7 @@ class TextDiffusion:
         def noise(s: int) -> Tensor:
             distribution = normal if s == process.num_timesteps else inner
             drawn = draw(distribution, (how.seed, Stream.SAMPLE, s), start, stop, shape, device)
-            return drawn if s < process.num_timesteps else steered.start(drawn, self.model, process)
+            return drawn if s != process.num_timesteps else steered.start(drawn, self.model, process)
 
         warmth = {} if how.temperature is None else {"temperature": how.temperature}
         network = steered.network(self.model, start, stop)
@@ -247,12 +181,15 @@ class TextDiffusion:
         means = self.info.get("loss_by_timestep")
         loss = loss_curve(means, self.diffusion.num_timesteps)[:levels] if means else None
         calls = how.steps // 2 + 1 + how.steps % 2 if how.sampler == "heun" else how.steps
+        if how.resample is not None:
+            calls = -(-(how.steps - 1) // how.resample) + 1
         spaced_timesteps(abar, how.steps)  # the range that is named in an error is that of the calls
         # A model of words has nothing to do at the smallest noise, where x_t shows them: the last call comes before.
         last = 0.5 / calls if isinstance(self.model, WordDenoiser) else 0.0
         kept = spaced_timesteps(abar, calls, how.spacing, loss, last)
         if how.sampler == "ancestral":
-            return self.diffusion.respace(kept), ancestral
+            visits = [1, *np.diff(np.linspace(0, how.steps - 1, calls).round().astype(int)).tolist()]
+            return self.diffusion.respace(kept), partial(ancestral, visits=visits)
         if how.sampler == "ddim":
             return self.diffusion.respace(kept), partial(ddim, eta=how.eta or 0.0)
         together, stops = churned(abar, kept, how.churn or 0.0)
@@ -287,10 +224,14 @@ Writer = TextDiffusion | Masked | Autoregressive
 
 
 def nearest_embedding(x: Tensor, embeddings: Tensor) -> Tensor:
-    """Clamping (Diffusion-LM section 4.2): each entry (..., D) is replaced by the embedding nearest to it."""
+    """Clamping (Diffusion-LM section 4.2): each entry (..., D) is replaced by the embedding nearest to it.
+
+    A gradient goes through as if nothing were done (straight-through), so that scores can be followed.
+    """
     # argmin |x - e|^2 = argmax x.e - |e|^2 / 2
     scores = x @ embeddings.T - embeddings.square().sum(dim=1) / 2
-    return embeddings[scores.argmax(dim=-1)]
+    nearest = embeddings[scores.argmax(dim=-1)]
+    return x + (nearest - x).detach() if x.requires_grad else nearest
 
 
 class Halting:

@@ -28,19 +28,20 @@ from text_diffusion.display import Display
 from text_diffusion.distributed import ALONE, Ranks, joined
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, write_atomically
-from text_diffusion.generation import Sampling, TextDiffusion, Writer, writer_of
+from text_diffusion.generation import TextDiffusion, Writer, writer_of
 from text_diffusion.masked import Masked
 from text_diffusion.memory import in_batches, keep_freed_memory
 from text_diffusion.mirror import Mirror
 from text_diffusion.quick import quicken
 from text_diffusion.remote import StoreError, cache_of, is_remote, local
+from text_diffusion.sampling import Sampling
 from text_diffusion.visible import visible
 
 PRINTED = 10  # sentences on standard output; the file has them all
 OF_ALL = ("label", "source_file", "mbr")  # controls of models that write left to right too
 OF_DIFFUSION = (
-    *("steps", "sampler", "spacing", "eta", "churn", "top_p", "clamp", "clamp_start", "halt", "temperature"),
-    *("precision", "compile"),
+    *("steps", "sampler", "spacing", "eta", "resample", "churn", "top_p", "clamp", "clamp_start", "halt"),
+    *("temperature", "precision", "compile"),
 )
 
 
@@ -66,6 +67,7 @@ def sampling(config: SampleConfig) -> Sampling:
         sampler=config.sampler,
         spacing=config.spacing,
         eta=config.eta or None,
+        resample=config.resample or None,
         churn=config.churn or None,
         top_p=config.top_p or None,
         clamp=config.clamp == "clamp",
@@ -191,6 +193,8 @@ def prepare(given: dict[str, Any], ranks: Ranks) -> tuple[Writer, SampleConfig, 
         plans = control.plans(model, Path(config.model_name_or_path), config.sequence_len, each)
         for plan in plans:
             model.denoising(0, 1, controls=plan, **asdict(sampling(config)))
+        how = sampling(config).chosen(plans[0].fills)
+        config = replace(config, sampler=how.sampler, resample=how.resample or 0)
         if config.compile and config.halt:
             raise UserError("--compile expects as many sentences in every call, found --halt: leave out one of the two")
         quicken(model.model, device, config.precision, config.compile)

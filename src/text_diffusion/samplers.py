@@ -3,7 +3,8 @@
     sampler(denoise, diffusion, noise) yields a Step for each network call, from the noisiest level to t = 0
 
 `denoise(x_t, t, previous)` predicts x_0; `previous` is its own last prediction, which self-conditioning uses.
-`noise(s)` gives the (B, L, D) standard normal draws of level s; noise(S), S the number of levels, is the start.
+`noise(s)` gives the (B, L, D) standard normal draws of level s; noise(S), S the number of levels, is the start, and
+what is drawn beyond that has numbers above S.
 The result is the last prediction of x_0: q's first noise is never decoded. A denoiser that has a method `arrive`
 (`Arriving`) may also move each x_s on its arrival.
 
@@ -14,6 +15,7 @@ alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t); `ddim` with eta = 0 follows 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -49,9 +51,19 @@ class Step:
     pred_xstart: Tensor
 
 
-def ancestral(denoise: Denoise, diffusion: GaussianDiffusion, noise: NoiseSource) -> Iterator[Step]:
-    """Ancestral sampling (DDPM, arXiv 2006.11239, algorithm 2): x_{t-1} ~ p(x_{t-1} | x_t)."""
-    return _walk(denoise, diffusion, noise, diffusion.p_mean_variance)
+def ancestral(
+    denoise: Denoise, diffusion: GaussianDiffusion, noise: NoiseSource, visits: Sequence[int] | None = None
+) -> Iterator[Step]:
+    """Ancestral sampling (DDPM, arXiv 2006.11239, algorithm 2): x_{t-1} ~ p(x_{t-1} | x_t).
+
+    Args:
+        denoise: see above.
+        diffusion: the respaced process.
+        noise: see above.
+        visits: how many network calls each level takes, (S,), one if not given. In between, x_{t-1} goes back to x_t
+            by q (RePaint, arXiv 2201.09865, algorithm 1), so that words that do not suit each other meet again.
+    """
+    return _walk(denoise, diffusion, noise, diffusion.p_mean_variance, visits)
 
 
 def ddim(denoise: Denoise, diffusion: GaussianDiffusion, noise: NoiseSource, eta: float = 0.0) -> Iterator[Step]:
@@ -64,17 +76,24 @@ def _walk(
     diffusion: GaussianDiffusion,
     noise: NoiseSource,
     reverse: Callable[[Tensor, Tensor, Tensor], Gaussian],
+    visits: Sequence[int] | None = None,
 ) -> Iterator[Step]:
     """x_T from noise, then x_{t-1} ~ reverse(x_0 prediction, x_t, t) down to t = 0."""
-    x_t = noise(diffusion.num_timesteps)
-    pred_xstart = None
-    for s in reversed(range(diffusion.num_timesteps)):
-        t = torch.full((len(x_t),), s, device=x_t.device)
-        pred_xstart = denoise(x_t, t, pred_xstart)
-        yield Step(diffusion.timesteps[s], x_t, pred_xstart)
-        if s > 0:
+    S = diffusion.num_timesteps
+    more = itertools.count(S + 1)
+    x_t, pred_xstart = noise(S), None
+    for s in reversed(range(S)):
+        t = _full(x_t, s)
+        for left in reversed(range(1 if visits is None else visits[s])):
+            pred_xstart = denoise(x_t, t, pred_xstart)
+            yield Step(diffusion.timesteps[s], x_t, pred_xstart)
+            if s == 0:
+                continue
             p = reverse(pred_xstart, x_t, t)
-            x_t = _arrived(denoise, p.sample(noise(s)), p.mean, s - 1)
+            if left:
+                x_t = diffusion.q_step(p.sample(noise(next(more))), s, noise(next(more)))
+            else:
+                x_t = _arrived(denoise, p.sample(noise(s)), p.mean, s - 1)
 
 
 def dpm_solver(
@@ -164,8 +183,7 @@ def _raised(
     above = level + 1
     if stops is None or above in stops or above == diffusion.num_timesteps:
         return x_t, level
-    kept = diffusion.alphas_cumprod[above] / diffusion.alphas_cumprod[level]
-    return float(np.sqrt(kept)) * x_t + float(np.sqrt(1 - kept)) * noise(above), above
+    return diffusion.q_step(x_t, above, noise(above)), above
 
 
 def _arrived(denoise: Denoise, x_s: Tensor, mean: Tensor, s: int) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from text_diffusion import checkpoint
 from text_diffusion.config import ModelConfig
-from text_diffusion.control.steering import LEAST_SIGNAL, Predict, embeddings
+from text_diffusion.control.steering import LEAST_SIGNAL, Predict
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.modeling import EncoderLayer, timestep_embedding
@@ -104,7 +104,7 @@ class Classifier:
 
 def new(writer: TextDiffusion, labels: Sequence[str], sizes: Sizes, name: str) -> Classifier:
     """An untrained classifier for a model."""
-    tau = float(embeddings(writer.model).detach().square().mean().sqrt())
+    tau = float(writer.model.embeddings.detach().square().mean().sqrt())
     network = NoisyClassifier(sizes, writer.diffusion, tau).to(writer.diffusion.device)
     return Classifier(network, tuple(labels), fingerprint(writer), name)
 
@@ -154,7 +154,7 @@ def is_finite(network: NoisyClassifier) -> bool:
 
 def fingerprint(writer: TextDiffusion) -> str:
     """Changes with the embeddings, the schedule or the vocabulary: what a classifier's input consists of."""
-    digest = hashlib.sha256(embeddings(writer.model).detach().cpu().numpy().tobytes())
+    digest = hashlib.sha256(writer.model.embeddings.detach().cpu().numpy().tobytes())
     digest.update(writer.diffusion.betas.tobytes())
     digest.update(repr(sorted(writer.tokenizer.backend.get_vocab().items())).encode())
     return digest.hexdigest()[:16]

@@ -15,7 +15,7 @@ from text_diffusion.control.classifier import Label
 from text_diffusion.control.given import Labelled, Sources, given_of
 from text_diffusion.control.phrases import Phrase
 from text_diffusion.control.posterior import Accepting
-from text_diffusion.control.steering import InnerSteps, Predict, Score, Steered, embeddings
+from text_diffusion.control.steering import InnerSteps, OfWords, Score, Steered
 from text_diffusion.control.template import Gap, Known, parse
 from text_diffusion.control.vocabulary import Vocabulary, bare, named
 from text_diffusion.errors import UserError
@@ -80,25 +80,7 @@ class Scorer:
 
     def of(self, writer: TextDiffusion) -> Score:
         """Ready for a model."""
-        return _OfWords(self.function, self.strength)
-
-
-@dataclass(frozen=True)
-class _OfWords:
-    function: Callable[[Tensor], Tensor]
-    strength: float
-
-    def log_prob(self, x_t: Tensor, timesteps: Tensor, predict: Predict) -> Tensor:
-        """The function of the predicted words."""
-        score = self.function(predict(x_t))
-        if not isinstance(score, Tensor) or score.shape != x_t.shape[:1] or not score.requires_grad:
-            found = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
-            found += ", detached" if isinstance(score, Tensor) and not score.requires_grad else ""
-            raise UserError(
-                f"a Scorer's function must give a differentiable tensor of {len(x_t)} numbers, one for each sentence, "
-                f"found {found}"
-            )
-        return score
+        return OfWords(self.function, self.strength)
 
 
 T = TypeVar("T")
@@ -117,6 +99,7 @@ class Plan:
         update: how to follow the scores, if not by eq. (1) of `steering`.
         edit: the sentence to start from (L,) and how much noise it gets, if one is edited.
         given: what a conditional model writes for.
+        fills: whether gaps between known words are filled from noise.
     """
 
     scores: list[Score] = field(default_factory=list)
@@ -125,6 +108,7 @@ class Plan:
     update: InnerSteps | None = None
     edit: tuple[Tensor, float] | None = None
     given: Given | None = None
+    fills: bool = False
 
     @property
     def is_needed(self) -> bool:
@@ -148,9 +132,8 @@ class Plan:
         noise: Callable[[int, int], Tensor],
     ) -> Steered:
         """The denoiser that follows the plan."""
-        return Steered(
-            denoise, network, process, self.scores, self.accepting, self.update, noise if self.is_random else None
-        )
+        drawn = noise if self.is_random else None
+        return Steered(denoise, network, process, self.scores, self.accepting, self.update, drawn)
 
     def levels(self, diffusion_steps: int) -> int:
         """How many of the T levels of noise are walked, from the least."""
@@ -189,7 +172,8 @@ def plan(controls: Sequence[Control], writer: TextDiffusion, length: int) -> Pla
         _check_update(update, scores)
     edit = _one(Edit, controls, "--edit")
     edited = _edited(edit, writer, length) if edit else None
-    return Plan(scores, accepting, unknown, update, edited, given_of(controls, writer))
+    fills = edit is None and any(isinstance(control, Template) for control in controls)
+    return Plan(scores, accepting, unknown, update, edited, given_of(controls, writer), fills)
 
 
 def gather(controls: Sequence[Control], vocabulary: Vocabulary, length: int) -> tuple[Demands, tuple[str, ...]]:
@@ -266,7 +250,7 @@ def _check_update(update: InnerSteps, scores: Sequence[Score]) -> None:
         raise UserError(f"--inner_steps must be at least 1 and --inner_lr above 0, found {update.steps}, {update.lr:g}")
     if not scores:
         raise UserError("--inner_steps is about following a score such as --label, found none")
-    if any(isinstance(score, _OfWords) for score in scores):
+    if any(isinstance(score, OfWords) for score in scores):
         raise UserError("--inner_steps follows classifiers; a Scorer goes through the denoiser, so leave the steps out")
 
 
@@ -290,7 +274,7 @@ def check_sayable(automaton: Automaton, writer: TextDiffusion) -> None:
         UserError: naming the first of them.
     """
     with torch.no_grad():
-        sayable = writer.model.get_logits(embeddings(writer.model)[None])[0].argmax(dim=-1).cpu().numpy()
+        sayable = writer.model.get_logits(writer.model.embeddings[None])[0].argmax(dim=-1).cpu().numpy()
     for tokens in automaton.sets:
         kept = tokens & (sayable == range(len(sayable)))
         if tokens[writer.tokenizer.pad_id]:  # what comes after [SEP] is not read

@@ -31,7 +31,7 @@ class ControlConfig(Options):
     want: str = option("", "words that must occur, separated by commas; green@2: as the second word")
     avoid: str = option("", "words that must not occur, separated by commas; green@2: not as the second word")
     edit: str = option("", "a sentence to start from, instead of noise alone")
-    edit_strength: float = option(0.5, "with --edit: how much noise it gets, 1 being all", low=0.0, high=1.0)
+    edit_strength: float = option(0.5, "with --edit: how much noise it gets, 1 being all", above=0.0, high=1.0)
     label: str = option("", "of the model's own, or of a classifier: then a,b is of two, and a|b either")
     guidance_scale: float = option(
         1.0, "with a label or sources of the model's own: classifier-free guidance; 1: none", low=0.0
@@ -39,12 +39,12 @@ class ControlConfig(Options):
     source_file: str = option("", "file of sources, one a line, to write for (--condition source)")
     mbr: int = option(0, "with --source_file: of so many candidates take the one nearest to the others, by BLEU", low=0)
     classifier: str = option("", "from control.train_classifier (default: beside the weights file); of two labels: a,b")
-    guidance_strength: float = option(2.5, "with --label: factor of the gradient of log p(label)", low=0.0)
+    guidance_strength: float = option(2.5, "with --label: factor of the gradient of log p(label)", above=0.0)
     guidance_range: str = option("", "with --label: guide only at t within LOW-HIGH (default: wherever it helps)")
     inner_steps: int = option(
         0, "with --label: Diffusion-LM's update, so many steps on each x_t; 0: one exact step on x_0", low=0
     )
-    inner_lr: float = option(0.1, "with --inner_steps: step size", low=0.0)
+    inner_lr: float = option(0.1, "with --inner_steps: step size", above=0.0)
     langevin: bool = option(False, "with --inner_steps: Langevin steps instead of Adagrad's (--sampler ancestral)")
 
     def __post_init__(self) -> None:

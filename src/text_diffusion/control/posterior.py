@@ -5,6 +5,8 @@ them as independent, the distribution given that an automaton accepts the senten
 
     p(w_l = v | x_t, accepted) = sum over edges that emit v of  alpha_l(source) p_l(v) beta_{l+1}(target) / Z
 
+where Z = p(accepted | x_t). It is also the derivative of log Z by log p(w_l = v | x_t).
+
 Shapes: log p (B, L, V); S states, E edges, K sets of tokens.
 """
 
@@ -34,8 +36,14 @@ class Accepting:
         self.single, self.large = single.nonzero().flatten(), (~single).nonzero().flatten()
         self.tokens, self.masks = sets[single].int().argmax(dim=1), sets[~single]
 
-    def posterior(self, log_p: Tensor) -> Tensor:
-        """p(w_l = v | accepted), (B, L, V) -> (B, L, V)."""
+    def log_prob(self, log_p: Tensor) -> Tensor:
+        """log Z, differentiable, (B, L, V) -> (B,)."""
+        with torch.no_grad():
+            p, log_Z = self.posterior(log_p)
+        return log_Z + (p * (log_p - log_p.detach())).sum(dim=(1, 2))
+
+    def posterior(self, log_p: Tensor) -> tuple[Tensor, Tensor]:
+        """p(w_l = v | accepted) and log Z, (B, L, V) -> (B, L, V) and (B,)."""
         B, L, _ = log_p.shape
         of_set = self._of_sets(log_p, torch.logsumexp)  # (B, L, K)
         emitted = of_set[:, :, self.emits]  # (B, L, E)
@@ -54,7 +62,7 @@ class Accepting:
             share = path.new_zeros(B, of_set.shape[2]).index_add_(1, self.emits, edge)  # P(a token of the set)
             p[:, position] = self._spread(share, log_p[:, position], of_set[:, position])
             beta = self._gather(emitted[:, position] + beta[:, self.target], self.source)
-        return p
+        return p, beta[:, 0] + log_p[:, 0, self.cls_id]
 
     def best(self, log_p: Tensor) -> Tensor:
         """The most probable sentence that is accepted, (B, L, V) -> (B, L) int64 (Viterbi)."""

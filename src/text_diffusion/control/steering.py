@@ -1,17 +1,20 @@
 """Controls at work: they follow the denoiser, so that every sampler obeys them.
 
-    x_t -> denoiser -> x_0 --(1) scores--> x_0 --(2) words--> x_0 -> sampler
+    x_t -> denoiser -> x_0 --(1) gradients--> x_0 --(2) words--> x_0 -> sampler
 
-(1) What is known through a gradient, of a classifier or of any differentiable function. With Tweedie's formula,
+(1) What is wanted, c, has a gradient: a classifier's, any differentiable function's, or that of the probability that
+the words are accepted (`posterior`). With Tweedie's formula,
 E[x_0 | x_t] = (x_t + sigma_t^2 grad log p(x_t)) / alpha_t, so that given c, as p(x_t | c) ~ p(x_t) p(c | x_t),
 
     E[x_0 | x_t, c] = E[x_0 | x_t] + sigma_t^2 / alpha_t  grad log p(c | x_t)                                  (1)
 
-and the gradients of several controls add up. (2) What is known of the words themselves is closed form (`posterior`):
+and the gradients of several controls add up. (2) What a demand makes of the words themselves is closed form too:
 
     E[x_0 | x_t, words accepted] = sum_v p(w_l = v | x_t, accepted) E(v)                                        (2)
 
-At t = 0 the most probable sentence that is accepted is taken, so that demands on words hold without exception.
+if positions are independent given x_t. (2) is exact where a demand names the words; what follows for the words around
+them, only the denoiser knows, and (1) asks it. At t = 0 the most probable sentence that is accepted is taken, so that
+demands on words hold without exception.
 """
 
 from __future__ import annotations
@@ -31,8 +34,8 @@ from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.samplers import Denoise
 
-# Scores are followed only where so much of the signal is left: above, sigma_t^2 / alpha_t makes thousands of the least
-# error in a gradient, and `heun` hundreds more (guided so, it said the label in 1 % of sentences; from here on in all).
+# Gradients are followed only where so much of the signal is left: above, sigma_t^2 / alpha_t makes thousands of the
+# least error in one, and `heun` hundreds more (guided so, it said the label in 1 % of sentences; from here on in all).
 LEAST_SIGNAL = 0.02
 
 Predict = Callable[[Tensor], Tensor]  # x_t -> log p(w_l = v | x_t) at the present t, differentiable
@@ -47,6 +50,30 @@ class Score(Protocol):
 
     def log_prob(self, x_t: Tensor, timesteps: Tensor, predict: Predict) -> Tensor:
         """(B,), differentiable in x_t (B, L, D), at the times that the network sees (B,)."""
+
+
+@dataclass(frozen=True)
+class OfWords:
+    """Any differentiable function of log p(w_l = v | x_t), (B, L, V) -> (B,), as a score.
+
+    Raises:
+        UserError: in use, if the function gives something else.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    strength: float = 1.0
+
+    def log_prob(self, x_t: Tensor, timesteps: Tensor, predict: Predict) -> Tensor:
+        """The function of the predicted words."""
+        score = self.function(predict(x_t))
+        if not isinstance(score, Tensor) or score.shape != x_t.shape[:1] or not score.requires_grad:
+            found = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+            found += ", detached" if isinstance(score, Tensor) and not score.requires_grad else ""
+            raise UserError(
+                f"a Scorer's function must give a differentiable tensor of {len(x_t)} numbers, one for each sentence, "
+                f"found {found}"
+            )
+        return score
 
 
 @dataclass(frozen=True)
@@ -73,7 +100,7 @@ class Steered:
         network: the model with what it is given; knows its words.
         process: what the sampler walks.
         scores: (1).
-        accepting: (2), if there are demands on words.
+        accepting: (1) and (2), if there are demands on words.
         update: follow the scores by Diffusion-LM's steps instead of (1).
         noise: draws for level s and inner step k, (B, L, D), for Langevin steps.
     """
@@ -93,14 +120,18 @@ class Steered:
 
     def __call__(self, x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
         """Predict x_0 as the controls have it."""
-        by_score = self.has_scores(int(t[0])) and self.update is None
-        pred_xstart = self.follow_scores(x_t, t, previous) if by_score else self.denoise(x_t, t, previous)
+        s = int(t[0])
+        wanted = list(self.scores) if self.update is None else []
+        if self.accepting is not None and s > 0:
+            wanted.append(OfWords(self.accepting.log_prob))
+        by_gradient = wanted and self.has_signal(s)
+        pred_xstart = self.follow(wanted, x_t, t, previous) if by_gradient else self.denoise(x_t, t, previous)
         if self.accepting is None:
             return pred_xstart
         log_p = self.log_probs(x_t, t, previous, pred_xstart)
-        if int(t[0]) == 0:
+        if s == 0:
             return self.model.get_embeds(self.accepting.best(log_p))
-        return reweighted(pred_xstart, log_p.exp(), self.accepting.posterior(log_p), embeddings(self.model))
+        return reweighted(pred_xstart, log_p.exp(), self.accepting.posterior(log_p)[0], self.model.embeddings)
 
     def log_probs(self, x_t: Tensor, t: Tensor, previous: Tensor | None, pred_xstart: Tensor) -> Tensor:
         """log p(w_l = v | x_t), (B, L, V): the model's own, or as its head reads the prediction."""
@@ -108,19 +139,21 @@ class Steered:
             return self.network.log_probs(x_t, self.process.network_time(t), previous)
         return self.model.get_logits(pred_xstart).float().log_softmax(dim=-1)
 
-    def has_scores(self, s: int) -> bool:
-        """Whether scores are followed at level s."""
-        return bool(self.scores) and self.process.alphas_cumprod[s] >= LEAST_SIGNAL
+    def has_signal(self, s: int) -> bool:
+        """Whether gradients are followed at level s."""
+        return bool(self.process.alphas_cumprod[s] >= LEAST_SIGNAL)
 
-    def follow_scores(self, x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
+    def follow(self, scores: Sequence[Score], x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
         """Eq. (1)."""
-        gradient, pred_xstart = self.gradient(x_t, t, previous)
+        gradient, pred_xstart = self.gradient(scores, x_t, t, previous)
         if pred_xstart is None:
             pred_xstart = self.denoise(x_t, t, previous)
         abar = float(self.process.alphas_cumprod[int(t[0])])
         return pred_xstart.add(gradient, alpha=(1 - abar) / abar**0.5)
 
-    def gradient(self, x_t: Tensor, t: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def gradient(
+        self, scores: Sequence[Score], x_t: Tensor, t: Tensor, previous: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """The sum of the scores' gradients at x_t, and the prediction there if one of them asked for it."""
         predictions: list[Tensor] = []
 
@@ -128,13 +161,13 @@ class Steered:
             if isinstance(self.model, WordDenoiser):
                 return self.network.log_probs(x, times, previous)
             if not predictions:  # once for all scores that ask
-                predictions.append(self.denoise(x, t, previous))
+                predictions.append(self.denoise(x, t, previous) + 0 * x)  # has a gradient, if all have settled too
             return self.model.get_logits(predictions[0]).float().log_softmax(dim=-1)
 
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
             times = self.process.network_time(t)
-            total = torch.stack([s.strength * s.log_prob(x, times, predict) for s in self.scores]).sum()
+            total = torch.stack([s.strength * s.log_prob(x, times, predict) for s in scores]).sum()
             (gradient,) = torch.autograd.grad(total, x)
         if not gradient.isfinite().all():
             raise UserError(
@@ -149,13 +182,13 @@ class Steered:
         Some steps up log p(c | x_s) - || x_s - mean ||^2 / (2 Sigma): by Adagrad, or Langevin's, which draw x_s from
         p(x_s | x_t, c) instead of looking for the most probable one.
         """
-        if self.update is None or not self.has_scores(s) or s == 0:
+        if self.update is None or not self.scores or not self.has_signal(s) or s == 0:
             return x_s
         t = torch.full((len(x_s),), s, device=x_s.device)
         variance = float(self.process.posterior_variance[s + 1])
         squares = torch.zeros_like(x_s)
         for k in range(self.update.steps):
-            uphill = self.gradient(x_s, t, None)[0] - (x_s - mean) / variance
+            uphill = self.gradient(self.scores, x_s, t, None)[0] - (x_s - mean) / variance
             if self.noise is not None:
                 x_s = x_s + self.update.lr * variance * uphill
                 x_s = x_s + (2 * self.update.lr * variance) ** 0.5 * self.noise(s, k)
@@ -163,12 +196,6 @@ class Steered:
                 squares += uphill**2
                 x_s = x_s + self.update.lr * uphill / (squares.sqrt() + 1e-10)
         return x_s
-
-
-def embeddings(model: TransformerNetModel) -> Tensor:
-    """E of every word, (V, D)."""
-    V = model.word_embedding.num_embeddings
-    return model.get_embeds(torch.arange(V, device=model.lm_head.weight.device)[None])[0]
 
 
 def reweighted(pred_xstart: Tensor, p: Tensor, q: Tensor, embeds: Tensor) -> Tensor:
