@@ -1,220 +1,24 @@
-"""Demands on words: the automaton and its posterior against enumeration, and sentences that obey without exception."""
+"""Sentences that obey demands on words without exception, and demands that are refused."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from toy import LINES
 
 import text_diffusion
 from text_diffusion.config import ModelConfig
 from text_diffusion.control import Avoid, Control, Edit, Length, Scorer, Template, Want
-from text_diffusion.control.automaton import Builder
-from text_diffusion.control.controls import gather
-from text_diffusion.control.posterior import Accepting
-from text_diffusion.control.steering import reweighted
-from text_diffusion.control.template import Known, parse, with_unknown
-from text_diffusion.control.vocabulary import Vocabulary
 from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.generation import TextDiffusion, load_diffusion
 from text_diffusion.schedules import named_betas
-from text_diffusion.tokenizer import Tokenizer, train_byte_level, train_word_level
-
-L = 6
-
-# Small enough to list every sequence of tokens: [CLS] and five of "a", "b", "c" after a space, ".", [SEP], [PAD].
-
-
-@pytest.fixture(scope="module")
-def small() -> Tokenizer:
-    return train_word_level(["a b c."])
-
-
-def all_sentences(tokenizer: Tokenizer) -> tuple[Tensor, list[str]]:
-    """Every sequence [CLS] w_1 ... w_n [SEP] [PAD] ... of L tokens, n >= 1, and its text."""
-    words = [i for i in range(tokenizer.vocab_size) if tokenizer.decode_all([i])]
-    rows = []
-    for n in range(1, L - 1):
-        for middle in product(words, repeat=n):
-            rows.append([tokenizer.cls_id, *middle, tokenizer.sep_id, *[tokenizer.pad_id] * (L - 2 - n)])
-    return torch.tensor(rows), [tokenizer.decode(row) for row in rows]
-
-
-CASES: dict[str, tuple[list[Control], Callable[[str], Any]]] = {
-    "gap": ([Template("a [GAP] c")], re.compile(r"a \S.* c").fullmatch),
-    "fixed gap": ([Template("[GAP:2] c")], re.compile(r"\S+ \S+ c").fullmatch),
-    "range": ([Template("b [GAP:0-1]")], re.compile(r"b( \S+)?").fullmatch),
-    "open range": ([Template("[GAP:2-] b")], re.compile(r"(\S+ ){2,}b").fullmatch),
-    "glued after": ([Template("[GAP].")], re.compile(r"(?!\.$)\S.*\.").fullmatch),
-    "glued before": ([Template("a[GAP:1]")], re.compile(r"a\.+").fullmatch),
-    "known only": ([Template("a b")], re.compile(r"a b").fullmatch),
-    "two gaps": ([Template("[GAP] b [GAP]")], re.compile(r"\S.* b .*\S").fullmatch),
-    "length": ([Length(2, 2)], lambda text: len(text.split()) == 2),
-    "length range": ([Length(2, 3)], lambda text: 2 <= len(text.split()) <= 3),
-    "at least": ([Length(3, None)], lambda text: len(text.split()) >= 3),
-    "want": ([Want("b")], lambda text: any(word.rstrip(".") == "b" for word in text.split())),
-    "want a phrase": ([Want("b a")], re.compile(r"(.* )?b a(\.* .*|\.*)").fullmatch),
-    "want what a template has": (
-        [Template("a [GAP] c"), Want("a b")],
-        lambda text: re.fullmatch(r"a \S.* c", text) and re.search(r"(^| )a b\.* ", text),
-    ),
-    "want a phrase at both ends": ([Template("[GAP:1] b"), Want("a b")], re.compile(r"a b").fullmatch),
-    "want phrases that share a word": (
-        [Want("a b"), Want("b c")],
-        re.compile(r"(.* )?(a b c(\.* .*|\.*)|a b[. ].*b c(\.* .*|\.*)|b c[. ].*a b(\.* .*|\.*))").fullmatch,
-    ),
-    "want twice": ([Want("b"), Want("b", 2)], re.compile(r"\S+ b\.*( .*)?").fullmatch),
-    "want what begins again within itself": ([Want("a a b")], re.compile(r"(.* )?a a b(\.* .*|\.*)").fullmatch),
-    "want the same word twice": ([Want("b b")], re.compile(r"(.* )?b b(\.* .*|\.*)").fullmatch),
-    "want at": ([Want("b", 2)], re.compile(r"\S+ b\.*( .*)?").fullmatch),
-    "want two": ([Want("a"), Want("c")], lambda text: {"a", "c"} <= {word.rstrip(".") for word in text.split()}),
-    "avoid": ([Avoid("b")], lambda text: "b" not in text),
-    "avoid at": ([Avoid("b", 1)], re.compile(r"[^b].*").fullmatch),
-    "together": (
-        [Template("a [GAP]"), Length(3, 3), Want("c"), Avoid("b")],
-        lambda text: (
-            len(text.split()) == 3
-            and text.startswith("a ")
-            and "b" not in text
-            and "c" in [word.rstrip(".") for word in text.split()]
-        ),
-    ),
-}
-AMBIGUOUS = ("two gaps", "want a phrase", "glued after")  # accepted in several ways, which count severally
-
-
-def accepting(tokenizer: Tokenizer, controls: list[Control]) -> Accepting:
-    vocabulary = Vocabulary(tokenizer)
-    demands, _ = gather(controls, vocabulary, L)
-    return Accepting(Builder(demands, vocabulary).build(), tokenizer.cls_id)
-
-
-@pytest.mark.parametrize("name", list(CASES))
-def test_posterior_against_enumeration(name: str, small: Tokenizer) -> None:
-    """p(w_l = v | accepted) is the sum over the sentences that an independent test accepts."""
-    controls, is_accepted = CASES[name]
-    ids, texts = all_sentences(small)
-    chosen = torch.tensor([bool(is_accepted(text)) for text in texts])
-    torch.manual_seed(0)
-    log_p = (2 * torch.randn(3, L, small.vocab_size)).log_softmax(dim=-1)
-    log_p[..., small.backend.get_vocab()["."]] -= 1.0
-    automaton = accepting(small, controls)
-
-    weight = log_p[:, torch.arange(1, L), ids[:, 1:]].sum(dim=-1).masked_fill(~chosen, -torch.inf)  # (3, N)
-    best = ids[weight.argmax(dim=1)]
-    assert torch.equal(automaton.best(log_p), best)
-    if name in AMBIGUOUS:
-        return
-    share = weight.softmax(dim=1)
-    expected = torch.zeros_like(log_p)
-    for position in range(L):
-        expected[:, position].index_add_(1, ids[:, position], share)
-    torch.testing.assert_close(automaton.posterior(log_p)[0], expected, rtol=1e-4, atol=1e-6)
-    log_p.requires_grad_()
-    log_Z = automaton.log_prob(log_p)
-    torch.testing.assert_close(log_Z, log_p[:, 0, small.cls_id] + weight.logsumexp(dim=1), rtol=1e-5, atol=1e-5)
-    (gradient,) = torch.autograd.grad(log_Z.sum(), log_p)
-    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", list(CASES))
-def test_posterior_is_a_distribution(name: str, small: Tokenizer) -> None:
-    """Also where what is demanded is next to impossible: in float32, at probabilities of e^-200 a token."""
-    torch.manual_seed(1)
-    log_p = (200 * torch.randn(4, L, small.vocab_size)).log_softmax(dim=-1)
-    p = accepting(small, CASES[name][0]).posterior(log_p)[0]
-    torch.testing.assert_close(p.sum(dim=-1), torch.ones(4, L), rtol=1e-3, atol=1e-4)
-    assert bool((p >= 0).all())
-
-
-def test_words_that_change_nothing_change_nothing() -> None:
-    torch.manual_seed(2)
-    x, p, embeds = torch.randn(2, 3, 4), torch.rand(2, 3, 7).softmax(dim=-1), torch.randn(7, 4)
-    torch.testing.assert_close(reweighted(x, p, p, embeds), x)
-    certain = torch.eye(7)[torch.tensor([[0, 1, 2], [3, 4, 5]])]
-    far = reweighted(x, (1 - certain) / 6, certain, embeds)
-    torch.testing.assert_close(far, certain @ embeds)
-
-
-# Vocabularies
-
-
-@pytest.mark.parametrize("train", [train_word_level, train_byte_level])
-def test_spelling_gives_the_text_back(train: Callable[[list[str]], Tokenizer]) -> None:
-    tokenizer = train(LINES)
-    vocabulary = Vocabulary(tokenizer)
-    for text in ("The red apple is ripe.", "apple", "ripe."):
-        ids, unknown = vocabulary.spell(text, first=True)
-        assert unknown == []
-        assert tokenizer.decode(ids) == text
-        assert int(vocabulary.starts[ids].sum()) == len(text.split())
-    glued, _ = vocabulary.spell(".", glued=True)
-    assert tokenizer.decode([*vocabulary.spell("ripe")[0], *glued]) == "ripe."
-    for special in (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.unk_id):
-        assert not vocabulary.starts[special]
-        assert not vocabulary.continues[special]
-
-
-def test_forms_of_a_word() -> None:
-    """A tokenizer without a space before the sentence has two forms of a word, and may know only one."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "The", "Ġapple", "Ġis", "Ġripe", ".", "Ġ."]
-    backend = Backend(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    vocabulary = Vocabulary(Tokenizer(backend))
-    spelled = {text: vocabulary.spell(text, first=True) for text in ("The apple", "apple is", "Ape is", "is The")}
-    assert [words[i] for i in spelled["The apple"][0]] == ["The", "Ġapple"]
-    assert [words[i] for i in spelled["apple is"][0]] == ["Ġapple", "Ġis"], "only known after a space"
-    assert [words[i] for i in spelled["is The"][0]] == ["Ġis", "The"], "only known at the start"
-    assert spelled["Ape is"] == ([1, words.index("Ġis")], ["Ape"])
-
-
-def test_tokens_that_are_words() -> None:
-    """The original's tokenizers put spaces between all tokens."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import models, pre_tokenizers
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "apple", "."]
-    backend = Backend(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    vocabulary = Vocabulary(Tokenizer(backend))
-    assert vocabulary.starts.tolist() == [False] * 4 + [True] * 3
-    assert vocabulary.spell("the apple") == ([4, 5], [])
-
-
-def test_unknown_words_come_back() -> None:
-    tokenizer = train_word_level(LINES)
-    ids = tokenizer.encode(["The zebra apple is quux."])[0]
-    assert tokenizer.decode(ids) == "The apple is."
-    assert (
-        with_unknown(Vocabulary(tokenizer), [*ids, tokenizer.pad_id], [" zebra", " quux"]) == "The zebra apple is quux."
-    )
-
-
-@pytest.mark.parametrize(
-    "text", ["The zorp (red) is red.", 'The "zorp" is - zorp', "zorp is red", "a zorp-zorp.", "red zorp £20"]
-)
-def test_words_around_unknown_ones_stay_as_they_were(text: str) -> None:
-    tokenizer = train_word_level([*LINES, '( ) " - £ 20 (red) "red" £20 a.'])
-    parsed = parse(text, Vocabulary(tokenizer), allow_unk=True)
-    ids = [tokenizer.cls_id, *(i for item in parsed.items if isinstance(item, Known) for i in item.ids)]
-    found = with_unknown(Vocabulary(tokenizer), [*ids, tokenizer.sep_id], parsed.unknown)
-    assert found == text
-
-
-# Sentences
+from text_diffusion.tokenizer import train_word_level
 
 
 @pytest.fixture(scope="module")
@@ -351,73 +155,6 @@ def test_refused(controls: list[Control], message: str, model: TextDiffusion) ->
     with pytest.raises(UserError, match=message) as found:
         model.sample(1, controls=controls)
     assert "\n" not in str(found.value)
-
-
-def test_words_of_several_tokens(tmp_path: Path) -> None:
-    """Byte-level: wanted words are found whole; avoiding takes one token."""
-    tokenizer = train_byte_level(["aa bb cc dd"], vocab_size=262)
-    vocabulary = Vocabulary(tokenizer)
-    ids, unknown = vocabulary.spell("xyz")
-    assert len(ids) > 1
-    assert unknown == []
-    with pytest.raises(UserError, match=r"--avoid takes .* one token, found 'xyz', which is \d tokens"):
-        gather([Avoid("xyz")], vocabulary, 20)
-    demands, _ = gather([Want("xyz"), Length(2, 2)], vocabulary, 20)
-    automaton = Accepting(Builder(demands, vocabulary).build(), tokenizer.cls_id)
-    torch.manual_seed(0)
-    best = automaton.best(torch.randn(20, 12, tokenizer.vocab_size).log_softmax(dim=-1)).tolist()
-    for text in map(tokenizer.decode, best):
-        assert "xyz" in text
-        assert text.count(" ") == 1
-
-
-def accepts(tokenizer: Tokenizer, controls: list[Control], text: str, length: int = 12) -> bool:
-    """Whether the automaton has a path for exactly these tokens."""
-    ids = tokenizer.encode([text])[0]
-    ids = [*ids, *[tokenizer.pad_id] * (length - len(ids))]
-    log_p = torch.full((1, length, tokenizer.vocab_size), -1000.0)
-    log_p[0, range(length), ids] = 0.0
-    demands, _ = gather(controls, Vocabulary(tokenizer), length)
-    automaton = Accepting(Builder(demands, Vocabulary(tokenizer)).build(), tokenizer.cls_id)
-    found: list[int] = automaton.best(log_p)[0].tolist()
-    return found == ids
-
-
-@pytest.mark.parametrize("controls", [[Template("[GAP]")], [Length(3, 3)], [Want("zebra")]], ids=str)
-def test_space_that_is_a_token(controls: list[Control]) -> None:
-    """Of a word that no token begins, byte-level vocabularies have the space alone."""
-    tokenizer = train_byte_level(["aa zeb zebra soup", "aazebra"], vocab_size=264)
-    ids = tokenizer.encode(["bb zebra 5"])[0]
-    assert Vocabulary(tokenizer).spaces[ids].any()
-    assert accepts(tokenizer, controls, "bb zebra 5")
-
-
-@pytest.mark.parametrize(
-    ("control", "accepted", "refused"),
-    [
-        (Want("red"), ["red apple", "an red"], ["an reddish", "an apple"]),
-        (Want("red", 1), ["red apple"], ["an red"]),
-        (Want("red apple"), ["red apple", "an red apple"], ["red an apple"]),
-        (Avoid("red"), ["an apple"], ["red apple", "an red"]),
-        (Avoid("red", 1), ["an red"], ["red apple"]),
-        (Avoid("red", 2), ["red apple"], ["an red"]),
-    ],
-    ids=str,
-)
-def test_first_word_has_a_form_of_its_own(control: Control, accepted: list[str], refused: list[str]) -> None:
-    """As with GPT-2's tokenizer, which puts no space before the first word."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers, processors
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "an", "apple", "Ġred", "Ġan", "Ġapple", "Ġreddish"]
-    backend = Backend(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $0 [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    tokenizer = Tokenizer(backend)
-    assert [text for text in accepted + refused if accepts(tokenizer, [control], text)] == accepted
 
 
 def test_shipped_weights_fill_gaps() -> None:

@@ -36,14 +36,9 @@ class Accepting:
         self.single, self.large = single.nonzero().flatten(), (~single).nonzero().flatten()
         self.tokens, self.masks = sets[single].int().argmax(dim=1), sets[~single]
 
-    def log_prob(self, log_p: Tensor) -> Tensor:
-        """log Z, differentiable, (B, L, V) -> (B,)."""
-        with torch.no_grad():
-            p, log_Z = self.posterior(log_p)
-        return log_Z + (p * (log_p - log_p.detach())).sum(dim=(1, 2))
-
-    def posterior(self, log_p: Tensor) -> tuple[Tensor, Tensor]:
-        """p(w_l = v | accepted) and log Z, (B, L, V) -> (B, L, V) and (B,)."""
+    @torch.no_grad()
+    def posterior(self, log_p: Tensor) -> Tensor:
+        """p(w_l = v | accepted), (B, L, V) -> (B, L, V)."""
         B, L, _ = log_p.shape
         of_set = self._of_sets(log_p, torch.logsumexp)  # (B, L, K)
         emitted = of_set[:, :, self.emits]  # (B, L, E)
@@ -62,7 +57,7 @@ class Accepting:
             share = path.new_zeros(B, of_set.shape[2]).index_add_(1, self.emits, edge)  # P(a token of the set)
             p[:, position] = self._spread(share, log_p[:, position], of_set[:, position])
             beta = self._gather(emitted[:, position] + beta[:, self.target], self.source)
-        return p, beta[:, 0] + log_p[:, 0, self.cls_id]
+        return p
 
     def best(self, log_p: Tensor) -> Tensor:
         """The most probable sentence that is accepted, (B, L, V) -> (B, L) int64 (Viterbi)."""

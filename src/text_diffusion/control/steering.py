@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -38,7 +39,7 @@ from text_diffusion.samplers import Denoise
 # least error in one, and `heun` hundreds more (guided so, it said the label in 1 % of sentences; from here on in all).
 LEAST_SIGNAL = 0.02
 
-Predict = Callable[[Tensor], Tensor]  # x_t -> log p(w_l = v | x_t) at the present t, differentiable
+Predict = Callable[[], Tensor]  # log p(w_l = v | x_t) at the present t, differentiable
 
 
 class Score(Protocol):
@@ -65,7 +66,7 @@ class OfWords:
 
     def log_prob(self, x_t: Tensor, timesteps: Tensor, predict: Predict) -> Tensor:
         """The function of the predicted words."""
-        score = self.function(predict(x_t))
+        score = self.function(predict())
         if not isinstance(score, Tensor) or score.shape != x_t.shape[:1] or not score.requires_grad:
             found = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
             found += ", detached" if isinstance(score, Tensor) and not score.requires_grad else ""
@@ -120,61 +121,47 @@ class Steered:
 
     def __call__(self, x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
         """Predict x_0 as the controls have it."""
-        s = int(t[0])
-        wanted = list(self.scores) if self.update is None else []
-        if self.accepting is not None and s > 0:
-            wanted.append(OfWords(self.accepting.log_prob))
-        by_gradient = wanted and self.has_signal(s)
-        pred_xstart = self.follow(wanted, x_t, t, previous) if by_gradient else self.denoise(x_t, t, previous)
+        s, scores = int(t[0]), self.scores if self.update is None else ()
+        words = self.accepting is not None and s > 0
+        if not self.has_signal(s) or not (scores or words):
+            seen, move = Seen(self, x_t, t, previous), torch.zeros_like(x_t)
+        else:
+            seen, gradient = self.gradient(scores, words, x_t, t, previous)
+            abar = float(self.process.alphas_cumprod[s])
+            move = (1 - abar) / abar**0.5 * gradient
+        pred_xstart = seen.pred_xstart.detach() + move
         if self.accepting is None:
             return pred_xstart
-        log_p = self.log_probs(x_t, t, previous, pred_xstart)
         if s == 0:
-            return self.model.get_embeds(self.accepting.best(log_p))
-        return reweighted(pred_xstart, log_p.exp(), self.accepting.posterior(log_p)[0], self.model.embeddings)
-
-    def log_probs(self, x_t: Tensor, t: Tensor, previous: Tensor | None, pred_xstart: Tensor) -> Tensor:
-        """log p(w_l = v | x_t), (B, L, V): the model's own, or as its head reads the prediction."""
-        if isinstance(self.model, WordDenoiser):  # its head reads words at the smallest noise, not means of several
-            return self.network.log_probs(x_t, self.process.network_time(t), previous)
-        return self.model.get_logits(pred_xstart).float().log_softmax(dim=-1)
+            return self.model.get_embeds(self.accepting.best(seen.log_p.detach()))
+        p, q, E = seen.log_p.detach().exp(), seen.accepted, self.model.embeddings
+        if self.has_signal(s):  # what (1) says of a word's own position is in (2) again
+            pred_xstart = pred_xstart - (q - p) @ E
+        return reweighted(pred_xstart, p, q, E)
 
     def has_signal(self, s: int) -> bool:
         """Whether gradients are followed at level s."""
         return bool(self.process.alphas_cumprod[s] >= LEAST_SIGNAL)
 
-    def follow(self, scores: Sequence[Score], x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
-        """Eq. (1)."""
-        gradient, pred_xstart = self.gradient(scores, x_t, t, previous)
-        if pred_xstart is None:
-            pred_xstart = self.denoise(x_t, t, previous)
-        abar = float(self.process.alphas_cumprod[int(t[0])])
-        return pred_xstart.add(gradient, alpha=(1 - abar) / abar**0.5)
-
     def gradient(
-        self, scores: Sequence[Score], x_t: Tensor, t: Tensor, previous: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The sum of the scores' gradients at x_t, and the prediction there if one of them asked for it."""
-        predictions: list[Tensor] = []
-
-        def predict(x: Tensor) -> Tensor:
-            if isinstance(self.model, WordDenoiser):
-                return self.network.log_probs(x, times, previous)
-            if not predictions:  # once for all scores that ask
-                predictions.append(self.denoise(x, t, previous) + 0 * x)  # has a gradient, if all have settled too
-            return self.model.get_logits(predictions[0]).float().log_softmax(dim=-1)
-
+        self, scores: Sequence[Score], words: bool, x_t: Tensor, t: Tensor, previous: Tensor | None
+    ) -> tuple[Seen, Tensor]:
+        """The sum of the gradients at x_t of scores, and of log Z if `words`, and what was seen of x_t on the way."""
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
-            times = self.process.network_time(t)
-            total = torch.stack([s.strength * s.log_prob(x, times, predict) for s in scores]).sum()
+            seen, times = Seen(self, x, t, previous), self.process.network_time(t)
+            total = 0 * x.sum()
+            for score in scores:
+                total = total + (score.strength * score.log_prob(x, times, lambda: seen.log_p)).sum()
+            if words:
+                total = total + (seen.accepted * seen.log_p).sum()  # d log Z / d log p
             (gradient,) = torch.autograd.grad(total, x)
         if not gradient.isfinite().all():
             raise UserError(
                 f"expected a finite gradient of what is scored, found none at t {self.process.timesteps[int(t[0])]}; "
                 "lower the strength, or look at the scorer"
             )
-        return gradient, predictions[0].detach() if predictions else None
+        return seen, gradient
 
     def arrive(self, x_s: Tensor, mean: Tensor, s: int) -> Tensor:
         """Diffusion-LM's update of x_s ~ N(mean, Sigma) (arXiv 2205.14217, section 5.1).
@@ -188,7 +175,7 @@ class Steered:
         variance = float(self.process.posterior_variance[s + 1])
         squares = torch.zeros_like(x_s)
         for k in range(self.update.steps):
-            uphill = self.gradient(self.scores, x_s, t, None)[0] - (x_s - mean) / variance
+            uphill = self.gradient(self.scores, False, x_s, t, None)[1] - (x_s - mean) / variance
             if self.noise is not None:
                 x_s = x_s + self.update.lr * variance * uphill
                 x_s = x_s + (2 * self.update.lr * variance) ** 0.5 * self.noise(s, k)
@@ -196,6 +183,32 @@ class Steered:
                 squares += uphill**2
                 x_s = x_s + self.update.lr * uphill / (squares.sqrt() + 1e-10)
         return x_s
+
+
+class Seen:
+    """What the network makes of x_t, differentiable, each thing once."""
+
+    def __init__(self, steered: Steered, x_t: Tensor, t: Tensor, previous: Tensor | None) -> None:
+        self.steered, self.given = steered, (x_t, t, previous)
+
+    @cached_property
+    def pred_xstart(self) -> Tensor:
+        """x_0, (B, L, D)."""
+        return self.steered.denoise(*self.given)
+
+    @cached_property
+    def log_p(self) -> Tensor:
+        """log p(w_l = v | x_t), (B, L, V): the model's own, or as its head reads the prediction."""
+        model, (x_t, t, previous) = self.steered.model, self.given
+        if isinstance(model, WordDenoiser):  # its head reads words at the smallest noise, not means of several
+            return self.steered.network.log_probs(x_t, self.steered.process.network_time(t), previous)
+        return model.get_logits(self.pred_xstart + 0 * x_t).float().log_softmax(dim=-1)  # if all have settled too
+
+    @cached_property
+    def accepted(self) -> Tensor:
+        """p(w_l = v | x_t, accepted), (B, L, V), without a gradient."""
+        assert self.steered.accepting is not None, "asked for where there are demands on words"
+        return self.steered.accepting.posterior(self.log_p.detach())
 
 
 def reweighted(pred_xstart: Tensor, p: Tensor, q: Tensor, embeds: Tensor) -> Tensor:
