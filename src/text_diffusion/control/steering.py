@@ -13,7 +13,8 @@ and the gradients of several controls add up. (2) What a demand makes of the wor
     E[x_0 | x_t, words accepted] = sum_v p(w_l = v | x_t, accepted) E(v)                                        (2)
 
 if positions are independent given x_t. (2) is exact where a demand names the words; what follows for the words around
-them, only the denoiser knows, and (1) asks it. At t = 0 the most probable sentence that is accepted is taken, so that
+them only the denoiser knows, and (1) asks it (as reconstruction guidance does for images and videos, Ho et al. 2022,
+arXiv 2204.03458). At t = 0 the most probable sentence that is accepted is taken, so that
 demands on words hold without exception.
 """
 
@@ -122,20 +123,21 @@ class Steered:
     def __call__(self, x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
         """Predict x_0 as the controls have it."""
         s, scores = int(t[0]), self.scores if self.update is None else ()
-        words = self.accepting is not None and s > 0
-        if not self.has_signal(s) or not (scores or words):
-            seen, move = Seen(self, x_t, t, previous), torch.zeros_like(x_t)
+        words = self.accepting
+        if words is not None and s == 0:
+            return self.model.get_embeds(words.best(Seen(self, x_t, t, previous).log_p))
+        is_followed = self.has_signal(s) and (len(scores) > 0 or words is not None)
+        if not is_followed:
+            seen = Seen(self, x_t, t, previous)
+            pred_xstart = seen.pred_xstart
         else:
-            seen, gradient = self.gradient(scores, words, x_t, t, previous)
+            seen, gradient = self.gradient(scores, words is not None, x_t, t, previous)
             abar = float(self.process.alphas_cumprod[s])
-            move = (1 - abar) / abar**0.5 * gradient
-        pred_xstart = seen.pred_xstart.detach() + move
-        if self.accepting is None:
+            pred_xstart = seen.pred_xstart.detach().add(gradient, alpha=(1 - abar) / abar**0.5)
+        if words is None:
             return pred_xstart
-        if s == 0:
-            return self.model.get_embeds(self.accepting.best(seen.log_p.detach()))
         p, q, E = seen.log_p.detach().exp(), seen.accepted, self.model.embeddings
-        if self.has_signal(s):  # what (1) says of a word's own position is in (2) again
+        if is_followed:  # what (1) says of a word at its own position is in (2) again
             pred_xstart = pred_xstart - (q - p) @ E
         return reweighted(pred_xstart, p, q, E)
 
