@@ -3,6 +3,7 @@
 python benchmarks/speed.py             all of it, in 8 minutes of two cores:
 python benchmarks/speed.py step        the training step against the same one on transformers' BertEncoder, with the
                                        original's logging of every sentence and averaging of every parameter
+python benchmarks/speed.py optimizer   the training step by Muon against the one by AdamW
 python benchmarks/speed.py gemm        its share of the matrix-multiplication rate of this machine
 python benchmarks/speed.py sampling    a sentence by the default sampler against 2,000 ancestral steps, and against the
                                        network that the original ships (BERT-base, length 50)
@@ -70,11 +71,16 @@ def ratio(seconds: Seconds, slow: str, fast: str) -> dict[str, float]:
     return {"ratio": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]}
 
 
-def stepper(model_config: ModelConfig, batch: int, length: int, vocab: int) -> Callable[[], None]:
-    """One training step of the program, data, logging and averages included, each time it is called."""
+def stepper(
+    model_config: ModelConfig, batch: int, length: int, vocab: int, optimizer_name: str = "adamw"
+) -> Callable[[], None]:
+    """One training step of the program, data, logging and averages included, each time it is called.
+
+    By AdamW if not said otherwise, as what it is compared with has.
+    """
     model = TransformerNetModel(model_config, vocab, length).train()
     loss = BatchLoss(model, OBJECTIVES["diffusion_lm"], GaussianDiffusion(named_betas("sqrt", 2000)))
-    config = TrainConfig(batch_size=batch, steps=1_000_000, optimizer="adamw")  # as what it is compared with has
+    config = TrainConfig(batch_size=batch, steps=1_000_000, optimizer=optimizer_name)
     optimizer = optimizer_of(model, config)
     state = TrainState(model, loss, [EMA(model, 0.9999)], optimizer, UniformSampler(2000), LossByTimestep(2000))
     run: Any = SimpleNamespace(
@@ -168,6 +174,16 @@ def step() -> None:
     print(json.dumps(figures | ratio(seconds, "BertEncoder", "ours")))
 
 
+def optimizer() -> None:
+    """Muon's step against AdamW's, at the default size."""
+    torch.manual_seed(0)
+    steps = {name: stepper(sizes("small"), 128, 8, 107, name) for name in ("muon", "adamw")}
+    seconds = alternately(steps, rounds=15, repeat=10)
+    figures = {"ms": {name: 1000 * statistics.median(values) for name, values in seconds.items()}}
+    record("optimizer", figures | ratio(seconds, "muon", "adamw"))
+    print(json.dumps(figures | ratio(seconds, "muon", "adamw")))
+
+
 def gemm() -> None:
     """Achieved against the rate of one large matrix multiplication, in turn with it."""
     torch.manual_seed(0)
@@ -235,12 +251,13 @@ def sampling(weights: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("all", "step", "gemm", "sampling"), nargs="?", default="all")
+    parser.add_argument("part", choices=("all", "step", "optimizer", "gemm", "sampling"), nargs="?", default="all")
     parser.add_argument("--weights", type=Path, default=ROOT / "ckpts/simple/ema_0.9999_025000.pt")
     args = parser.parse_args(argv)
     keep_freed_memory()
     parts: dict[str, Callable[[], None]] = {
         "step": step,
+        "optimizer": optimizer,
         "gemm": gemm,
         "sampling": partial(sampling, args.weights),
     }

@@ -172,6 +172,10 @@ def render_speed(results: dict[str, Any]) -> str:
         ms = results["step"]["ms"]
         title = f"training step against BertEncoder's ({ms['ours']:.1f} ms, {ms['BertEncoder']:.1f} ms)"
         rows.append((title, results["step"]))
+    if "optimizer" in results:
+        ms = results["optimizer"]["ms"]
+        title = f"training step by Muon ({ms['muon']:.1f} ms) against the one by AdamW ({ms['adamw']:.1f} ms)"
+        rows.append((title, results["optimizer"]))
     slow = {
         "walk": "2,000 ancestral steps of the same weights",
         "original": "2,000 steps of the original's network (BERT-base, length 50)",
@@ -185,7 +189,9 @@ def render_speed(results: dict[str, Any]) -> str:
     for row in results.get("gemm", {}).get("rows", []):
         title = f"`{row['size']}`, B = {row['batch']}, L = {row['length']}: share of the matrix-product rate"
         lines.append(f"| {title} | {row['share']:.2f} | {row['least']:.2f} | {row['most']:.2f} |")
-    machines = sorted({results[name]["machine"] for name in ("step", "sampling", "gemm") if name in results})
+    machines = sorted(
+        {results[name]["machine"] for name in ("step", "optimizer", "sampling", "gemm") if name in results}
+    )
     return "\n".join([*lines, "", f"Measured on {'; '.join(machines)}."]) if machines else ""
 
 
