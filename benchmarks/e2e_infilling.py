@@ -59,6 +59,9 @@ class Masked:
         ids = [tokenizer.cls_id, *(i for part in parts for i in part), tokenizer.sep_id]
         if len(ids) > model.sequence_len or tokenizer.unk_id in ids:
             raise UserError("a word that no training line has, or more words than fit")
+        embeds = model.model.get_embeds(torch.tensor([ids]))
+        if model.model.get_logits(embeds)[0].argmax(dim=-1).tolist() != ids:
+            raise UserError("a word so rare that the head takes it for another")
         known = torch.ones(model.sequence_len, dtype=torch.bool)
         known[1 + len(parts[0]) : 1 + len(parts[0]) + len(parts[1])] = False
         return torch.tensor(ids + [tokenizer.pad_id] * (model.sequence_len - len(ids))), known
