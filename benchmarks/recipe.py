@@ -56,6 +56,7 @@ WAYS = {
     "autoregressive": "--objective autoregressive",
     "with modern layers": f"{OURS} --denoiser modern",
     "without denoised input": f"{OURS} --denoised_input False",
+    "output scale 1": f"{OURS} --output_scale 1",
     "without known words": f"{OURS} --known_words False",
     "without the output prior": f"{OURS} --output_prior False",
     "without self-conditioning": f"{OURS} --self_condition False",
@@ -67,7 +68,17 @@ OF_TEXT = ("js_3", "mauve", "unique", "novel")  # figures of samples of a langua
 MOST_OF_TEXT = 2000  # samples behind them
 CODE = (  # a row is as good as new until one of these changes
     *("modeling", "modern", "losses", "cross_entropy", "chunked", "masked", "autoregressive", "objectives", "step"),
-    *("gaussian_diffusion", "schedules", "timesteps", "fitted_time", "samplers", "ema", "condition"),
+    *(
+        "gaussian_diffusion",
+        "schedules",
+        "timesteps",
+        "fitted_time",
+        "samplers",
+        "sampling",
+        "ema",
+        "condition",
+        "muon",
+    ),
 )
 KEY = ("way", "dataset", "seed")
 

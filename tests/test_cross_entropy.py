@@ -67,17 +67,17 @@ def test_the_schedule_is_what_the_network_takes_it_for() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("denoised", [True, False])
-def test_probabilities_are_those_of_the_equation(denoised: bool) -> None:
+@pytest.mark.parametrize(("denoised", "scale"), [(True, 4.0), (True, 1.0), (False, 4.0)])
+def test_probabilities_are_those_of_the_equation(denoised: bool, scale: float) -> None:
     """Eq. (3), term by term, eq. (4) and eq. (7)."""
-    model = network(denoised_input=denoised)
+    model = network(denoised_input=denoised, output_scale=scale)
     _, x_t, times = noised(model)
     E = model.embeddings
     assert E.norm(dim=1) == pytest.approx(math.sqrt(D))
     estimate = torch.randn(B, L, D)
     seen = model.without_estimate(x_t, times) if denoised else x_t
     f = TransformerNetModel.forward(model, seen, times, estimate)
-    words = (f @ E.T + model.lm_head.bias).double().numpy()
+    words = (model.config.output_scale * f @ E.T + model.lm_head.bias).double().numpy()
     expected = scipy.special.log_softmax(words + log_gaussian(x_t, E), axis=-1)
     log_p = model.log_probs(x_t, times, estimate)
     assert log_p.numpy() == pytest.approx(expected, abs=2e-3)  # at the smallest noise scores are in the thousands
@@ -104,7 +104,7 @@ def test_without_the_prior_only_the_network_speaks() -> None:
     _, x_t, times = noised(model)
     seen = model.without_estimate(x_t, times)
     f = TransformerNetModel.forward(model, seen, times, seen)
-    expected = (f @ model.embeddings.T + model.lm_head.bias).log_softmax(dim=-1)
+    expected = (model.config.output_scale * f @ model.embeddings.T + model.lm_head.bias).log_softmax(dim=-1)
     torch.testing.assert_close(model.log_probs(x_t, times), expected)
 
 

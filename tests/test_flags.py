@@ -86,6 +86,7 @@ TRAIN_CASES = {
     "self_condition": Case(False, "weights"),
     "output_prior": Case(False, "weights", WORDS),
     "denoised_input": Case(False, "weights", WORDS),
+    "output_scale": Case(1.0, "weights", WORDS),
     "known_words": Case(False, "weights", WORDS),
     "condition": Case("source", "weights", {"train_txt_path": "PAIRS"}),
     "drop_condition": Case(0.5, "weights", {"train_txt_path": "PAIRS", "condition": "source"}),

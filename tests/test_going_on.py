@@ -196,8 +196,8 @@ OTHERS: dict[str, object] = {
     "norm": "post", "dropout": 0.1, "self_condition": False, "diffusion_steps": 10, "noise_schedule": "cosine",
     "schedule_sampler": "loss-second-moment", "tokenizer": "byte-level", "sequence_len": 7, "long_lines": "drop",
     "batch_size": 4, "seed": 1, "ema_rate": "0.9,0.99", "objective": "autoregressive", "stratified": True,
-    "output_prior": False, "denoised_input": False, "known_words": False, "condition": "labels", "drop_condition": 0.5,
-    "source_len": 5, "denoiser": "modern", "optimizer": "adamw",
+    "output_prior": False, "denoised_input": False, "output_scale": 2.0, "known_words": False, "condition": "labels",
+    "drop_condition": 0.5, "source_len": 5, "denoiser": "modern", "optimizer": "adamw",
     "pretrained_model": "bert", "init_pretrained": True, "pretrained_embeddings": True, "freeze_embeddings": True,
 }  # fmt: skip
 

@@ -155,7 +155,8 @@ def _assemble(contents: dict[str, Any], tokenizer: Tokenizer, device: torch.devi
     rows, length = state["word_embedding.weight"].shape[0], contents["sequence_len"]
     if tokenizer.vocab_size != rows:
         raise UserError(f"{path}: expected a tokenizer with {rows} tokens, found one with {tokenizer.vocab_size}")
-    config = build(ModelConfig, {"objective": "diffusion_lm", "denoised_input": False}, contents["model"])  # as once
+    once = {"objective": "diffusion_lm", "denoised_input": False, "output_scale": 1.0}
+    config = build(ModelConfig, once, contents["model"])
     positions = length if config.denoiser == "modern" else len(state["position_embeddings.weight"])
     if not isinstance(length, int) or not 3 <= length <= positions:
         raise UserError(f"{path}: expected a sentence length between 3 and {positions}, found {length!r}")

@@ -2,7 +2,7 @@
 
     E(w) = sqrt(D) W_w / |W_w|                                 embeddings on a sphere: none can grow, all can turn  (1)
     x_t = alpha_t E(w) + sigma_t eps,   lambda_t = log(alpha_t^2 / sigma_t^2)                                       (2)
-    log p(v | x_t) = <E(v), f(x_t, t)> + b_v + log N(x_t; alpha_t E(v), sigma_t^2 I) + const                        (3)
+    log p(v | x_t) = <E(v), s f(x_t, t)> + b_v + log N(x_t; alpha_t E(v), sigma_t^2 I) + const                      (3)
     x_0 = sum_v p(v | x_t) E(v)                                what every sampler asks for                          (4)
     loss = -log p(w | x_t),   t being drawn so that its mean is linear in time (`fitted_time`)                      (5)
 
@@ -11,7 +11,10 @@ last term of (3) is the output prior of Plaid (Gulrajani & Hashimoto 2023, arXiv
 long, it is <E(v), e>, e = x_t alpha_t / sigma_t^2: the evidence of a word's own noisy embedding. Left to f is what the
 words around it say, and both together are one product with E:
 
-    log p(v | x_t) = <E(v), q> + b_v + const,   q = f(x_t, t) + e                                                   (6)
+    log p(v | x_t) = <E(v), q> + b_v + const,   q = s f(x_t, t) + e                                                 (6)
+
+with s, the output scale, so large that f need not grow for long before a word is out of the question: what is wrong
+with probability 0.002 has next to no gradient, and training does not come back to it.
 
 What f sees is not x_t, most of which is noise, but what it says by itself, with a word's neighbours left out:
 
@@ -116,6 +119,7 @@ class WordDenoiser(TransformerNetModel):
             x_self = own if first else x_self
         noisiest = timesteps if timesteps.ndim == 1 else timesteps.amax(dim=1)
         f = super().forward(seen, noisiest, x_self, condition=condition).float()
+        f = self.config.output_scale * f
         return f + evidence(x_t, timesteps) if self.config.output_prior else f
 
     def without_estimate(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
