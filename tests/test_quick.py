@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_generation import build
 from toy import one_sentence
+from untrained import build
 
 from text_diffusion import quick, sample
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
