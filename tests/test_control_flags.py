@@ -68,14 +68,21 @@ def run(capsys: pytest.CaptureFixture[str], **options: Any) -> list[str]:
 
 
 def test_templates_of_a_file(writer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """So many of each, in the order of the file, and each as if it were alone."""
+    """So many of each, in the order of the file, and no two from the same noise."""
     templates = ["The red [GAP]", "[GAP] is hot.", "The old fig is raw."]
     usual = {"model_name_or_path": writer, "num_samples": 3, "out_dir": tmp_path}
     templates[2] = "The old fig is hot."
     path = write_text(tmp_path / "templates.txt", templates)
     lines = run(capsys, **usual, template_file=path)
     assert len(lines) == 9
-    assert lines == [line for template in templates for line in run(capsys, **usual, template=template)]
+    assert lines[:3] == run(capsys, **usual, template=templates[0])
+    assert all(line.startswith("The red ") for line in lines[:3])
+    assert all(line.endswith(" is hot.") for line in lines[3:6])
+    assert lines[6:] == ["The old fig is hot."] * 3
+    again = write_text(tmp_path / "again.txt", ["The [GAP] is [GAP]."] * 3)
+    found = run(capsys, **usual, template_file=again)
+    assert found == run(capsys, **usual | {"num_samples": 9}, template="The [GAP] is [GAP].")
+    assert len(set(found)) > 3
     assert lines[6:] == [templates[2]] * 3
 
 
@@ -113,6 +120,9 @@ BAD = [
     ("inner_steps", "2"),
     ("inner_lr", "0.3"),
     ("langevin", "True"),
+    ("want", ""),
+    ("template", ""),
+    ("label", ""),
 ]
 
 
@@ -124,6 +134,19 @@ def test_refused(name: str, value: str, writer: Path, tmp_path: Path, capsys: py
     assert err.count("\n") == 1
     assert name.replace("_", "") in one_sentence(err).replace("_", "") or value in err
     assert files(tmp_path) == {}
+
+
+def test_an_edit_takes_no_more_steps_than_it_has_levels(
+    writer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless somebody says how many."""
+    usual = {"model_name_or_path": writer, "num_samples": 2, "out_dir": tmp_path, "edit": "The red fig is hot."}
+    assert len(run(capsys, **usual, edit_strength=0.2)) == 2
+    assert ["steps-4" in path.name for path in tmp_path.iterdir()] == [True]
+    assert sample.main(flags(**usual, edit_strength=0.2, steps=10)) == 1
+    assert "STEPS must be between 1 and 4, the levels of noise that --edit_strength leaves" in one_sentence(
+        capsys.readouterr().err
+    )
 
 
 def test_contradictions_are_found_before_the_work(

@@ -198,15 +198,26 @@ def test_strength_and_range(model: TextDiffusion, colours: Classifier) -> None:
     free = model.sample(60, steps=8)
     weak, strong = (model.sample(60, steps=8, controls=[Label(colours, "red", s)]) for s in (0.3, 2.0))
     assert share(free, "red") < share(weak, "red") < share(strong, "red")
-    unguided = model.sample(60, steps=8, controls=[Label(colours, "red", 3.0, low=17, high=17)])  # not kept
-    assert unguided == free
+    with pytest.raises(UserError, match=r"expected a network call at a t where .* found 19, 18, .* a wider --guidance"):
+        model.sample(60, steps=8, controls=[Label(colours, "red", 3.0, low=17, high=17)])  # not kept
+    with pytest.raises(UserError, match="found 19; take more STEPS"):
+        model.sample(60, steps=1, controls=[Label(colours, "red")])
+    part = model.sample(60, steps=8, controls=[Label(colours, "red", 2.0, low=0, high=2)])
+    assert share(free, "red") <= share(part, "red") < share(strong, "red")
     with pytest.raises(UserError, match="--guidance_range must begin at t 18 or below"):
         model.sample(1, steps=8, controls=[Label(colours, "red", 3.0, low=19)])
 
 
+def test_gradients_come_about_in_inference_mode(model: TextDiffusion, colours: Classifier) -> None:
+    controls: list[Control] = [Label(colours, "red"), Want("fig")]
+    expected = model.sample(5, steps=5, controls=controls)
+    with torch.inference_mode():
+        assert model.sample(5, steps=5, controls=controls) == expected
+
+
 def test_saved_and_loaded(model: TextDiffusion, colours: Classifier, tmp_path: Path) -> None:
     colours.save(tmp_path / "again.pt")
-    again = classifiers.load(tmp_path / "again.pt", model)
+    again = classifiers.load(str(tmp_path / "again.pt"), model)
     assert again.labels == colours.labels == ("blue", "new", "old", "raw", "red")
     x, times = torch.randn(3, model.sequence_len, 8), model.diffusion.network_time(torch.tensor([0, 7, 19]))
     assert torch.equal(again.network(x, times), colours.network(x, times))
@@ -241,7 +252,7 @@ def test_accuracy_by_noise_level(
         (["\tx", "c\ty"], "in line 1, found an empty field"),
         (["a\tb\tx", "c\ty"], "in line 1, found 2 tabs"),
         (["a\tx", "c\tx"], "lines of at least two labels to learn from, found only 'x'"),
-        (["a\tx", "c\ty"], "several sentences of each label"),
+        (["a\tx", "c\ty"], "several different sentences of each label"),
     ],
 )
 def test_labeled_files(lines: list[str], message: str, tmp_path: Path) -> None:
@@ -346,7 +357,7 @@ def test_combinations_refused(model: TextDiffusion, colours: Classifier, trained
         (lambda log_p: log_p[:, :, 4], "found shape (3, 8)"),
         (lambda log_p: log_p[:, :, 4].mean(dim=1).detach(), "found shape (3,), detached"),
         (lambda log_p: 1.0, "found float"),
-        (lambda log_p: log_p[:, :, 4].mean(dim=1) * torch.nan, "expected a finite gradient of what is scored"),
+        (lambda log_p: log_p[:, :, 4].mean(dim=1) * torch.nan, "expected a finite gradient of what is wanted"),
     ],
 )
 def test_scorers_that_give_something_else(function: Any, message: str, model: TextDiffusion) -> None:

@@ -51,7 +51,7 @@ def test_demands_hold_without_exception(name: str, sampler: str, model: TextDiff
 
 
 @pytest.mark.parametrize(
-    "settings", [{"halt": 1}, {"clamp": True}, {"churn": 4.0}, {"top_p": 0.9}, {"steps": 1}], ids=str
+    "settings", [{"resample": 2}, {"clamp": True}, {"churn": 4.0}, {"top_p": 0.9}, {"steps": 1}], ids=str
 )
 def test_demands_hold_with_other_settings(settings: dict[str, Any], model: TextDiffusion) -> None:
     sentences = model.sample(20, controls=[Want("new"), Length(5, 5)], **{"steps": 5} | settings)
@@ -63,6 +63,19 @@ def test_sentences_are_the_same_in_any_batch(model: TextDiffusion) -> None:
     sentences = model.sample(40, steps=5, controls=controls)
     for batch_size in (1, 7, 33):
         assert model.sample(40, steps=5, controls=controls, batch_size=batch_size) == sentences
+
+
+def test_halting_and_controls_exclude_each_other(model: TextDiffusion) -> None:
+    with pytest.raises(UserError, match=r"halt leaves alone .* leave one of the two out"):
+        model.sample(1, steps=5, halt=1, controls=[Want("new")])
+    assert len(model.sample(1, steps=5, halt=1, controls=[])) == 1
+
+
+def test_demands_that_take_too_long(model: TextDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every state is a set of wanted words that have been met."""
+    monkeypatch.setattr("text_diffusion.control.automaton.MOST_STATES", 20)
+    with pytest.raises(UserError, match="at most 20 states can keep count of, found more"):
+        model.plan([Want("red"), Want("blue"), Want("old"), Want("fig"), Length(5, 6)])
 
 
 def test_no_controls_are_no_controls(model: TextDiffusion) -> None:
@@ -143,6 +156,10 @@ def test_the_other_objective(sampler: str) -> None:
         ([Want("red fig", 2)], r"--want must be a word, or a word and its number"),
         ([Want("red", 0)], "found 'red@0'"),
         ([Want("red", 60)], r"--want red@60 must fit"),
+        (
+            [Want(word) for word in ("red", "blue", "old", "new", "fig", "egg", "pear")],
+            r"egg,.*,red must fit into 8",
+        ),
         ([Edit("The red fig"), Edit("The")], "one --edit is expected, found two"),
         ([Edit("The purple fig")], "--edit has words that the model does not know: purple"),
         ([Edit("red " * 40)], "--edit must be a sentence of at most"),

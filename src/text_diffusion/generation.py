@@ -105,8 +105,9 @@ class TextDiffusion:
             last = deque(self.denoising(start, stop, steered, **settings), maxlen=1).pop()
             return self.decode(last.pred_xstart, unknown=steered.unknown)
 
-        return in_batches(n, batch_size or self.choose_batch_size(n), make)
+        return in_batches(n, batch_size or self.choose_batch_size(n, steered), make)
 
+    @torch.inference_mode(False)  # steering asks for gradients, wherever it is called from
     def plan(self, controls: Sequence[Control], sequence_len: int | None = None) -> Plan:
         """What controls come to for this model, checked.
 
@@ -118,6 +119,7 @@ class TextDiffusion:
             raise UserError(f"SEQ_LEN must be between 3 and {self.sequence_len}, the model's, found {length}")
         return plan(controls, self, length)
 
+    @torch.inference_mode(False)
     def denoising(
         self, start: int, stop: int, controls: Sequence[Control] | Plan = (), **settings: Any
     ) -> Iterator[Step]:
@@ -127,9 +129,14 @@ class TextDiffusion:
             ValueError: an argument is out of range (at once, not at the first step).
         """
         T = self.diffusion.num_timesteps
-        how = Sampling(**{"steps": min(Sampling.steps, T)} | settings)
-        steered = controls if isinstance(controls, Plan) else self.plan(controls, how.sequence_len)
-        how = how.chosen(steered.fills)
+        steered = controls if isinstance(controls, Plan) else self.plan(controls, settings.get("sequence_len"))
+        levels = steered.levels(T)
+        how = Sampling(**{"steps": min(Sampling.steps, levels)} | settings).chosen(steered.fills)
+        if how.halt is not None and steered.is_needed:
+            raise UserError(
+                "halt leaves alone what seems settled by its words, and controls may move it yet: "
+                "leave one of the two out"
+            )
         if steered.is_random and (how.sampler != "ancestral" or how.resample):
             raise UserError(
                 "Langevin steps belong to the sampler ancestral, which draws noise, once at each level, found "
@@ -142,13 +149,13 @@ class TextDiffusion:
             raise UserError(
                 "a temperature expects probabilities of words (--objective cross_entropy), found no such model"
             )
-        levels = steered.levels(T)
         if levels < how.steps <= T:
             raise UserError(
                 f"STEPS must be between 1 and {levels}, the levels of noise that --edit_strength leaves of {T}, "
                 f"found {how.steps}"
             )
         process, sampler = self._sampler(how, levels)
+        steered.check_calls(process)
         shape, device = (length, self.model.config.in_channel), self.diffusion.device
         inner = normal if how.top_p is None else truncated_normal(how.top_p)
 
@@ -172,7 +179,7 @@ class TextDiffusion:
             def inner_noise(s: int, k: int) -> Tensor:
                 return draw(normal, (how.seed, Stream.CONTROL, s, k), start, stop, shape, device)
 
-            settled = steered.steer(settled, network, process, inner_noise)
+            settled = steered.steer(denoise, network, process, inner_noise, how.temperature or 1.0)
         return _without_grad(sampler(settled, process, noise))
 
     def _sampler(self, how: Sampling, levels: int) -> tuple[GaussianDiffusion, Callable[..., Iterator[Step]]]:
@@ -212,10 +219,11 @@ class TextDiffusion:
             return [with_unknown(vocabulary, row, unknown) for row in ids]
         return [self.tokenizer.decode(row) for row in ids]
 
-    def choose_batch_size(self, n: int) -> int:
+    def choose_batch_size(self, n: int, plan: Plan | None = None) -> int:
         """As many sentences at once as BATCH_MEMORY allows, at most 256 on a CPU, whose caches are small."""
         config = self.model.config
-        widest = max(self.tokenizer.vocab_size, 4 * config.hidden_size, config.num_heads * self.sequence_len)
+        edges = len(plan.accepting.emits) if plan is not None and plan.accepting is not None else 0
+        widest = max(self.tokenizer.vocab_size, 4 * config.hidden_size, config.num_heads * self.sequence_len, edges)
         most = 256 if self.diffusion.device.type == "cpu" else 16384
         return max(1, min(n, most, BATCH_MEMORY // (4 * widest * self.sequence_len)))
 
@@ -265,7 +273,7 @@ class Halting:
 def _without_grad(steps: Iterator[Step]) -> Iterator[Step]:
     """Run a generator's body without autograd; the body of the caller's loop keeps its own mode."""
     while True:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             step = next(steps, None)
         if step is None:
             return

@@ -77,10 +77,10 @@ def sampling(config: SampleConfig) -> Sampling:
     )
 
 
-def generate(model: Writer, config: SampleConfig, plan: Plan, ranks: Ranks = ALONE) -> list[str]:
-    """Sample in batches, each rank its share; the first sentences are shown in the making."""
+def generate(model: Writer, config: SampleConfig, plan: Plan, ranks: Ranks = ALONE, first: int = 0) -> list[str]:
+    """Sample in batches, from sentence `first` of the seed, each rank its share; the first are shown in the making."""
     mine = ranks.share(config.num_samples)
-    sentences = ranks.together(lambda: _generate(model, config, plan, mine.start, mine.stop))
+    sentences = ranks.together(lambda: _generate(model, config, plan, first + mine.start, first + mine.stop))
     return [sentence for part in ranks.gather(sentences) for sentence in part]
 
 
@@ -90,7 +90,7 @@ def _generate(model: Writer, config: SampleConfig, plan: Plan, first: int, last:
         size = config.batch_size or None
         how = {name: getattr(config, name) for name in own_settings(model)}
         return model.sample(last, batch_size=size, first=first, given=plan.given, **how)
-    size = config.batch_size or model.choose_batch_size(last - first)
+    size = config.batch_size or model.choose_batch_size(last - first, plan)
     calls = -(-(last - first) // size) * config.steps
     with tqdm(total=calls, unit="call", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False) as bar:
 
@@ -144,7 +144,9 @@ def command(argv: Sequence[str] | None) -> None:
         made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
         ranks.on_first(lambda: check_writable(path.parent))
         with gone_if_failed(made if ranks.first else []):
-            sentences = [sentence for plan in plans for sentence in generate(model, config, plan, ranks)]
+            sentences = list[str]()
+            for plan in plans:  # of a template each; no two meet the same noise
+                sentences += generate(model, config, plan, ranks, len(sentences))
             if control.mbr:
                 sentences = best_of(sentences, control.mbr)
             text = contents(sentences, model, config, control)
@@ -173,6 +175,8 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
 def prepare(given: dict[str, Any], ranks: Ranks) -> tuple[Writer, SampleConfig, ControlConfig, list[Plan]]:
     """The model, the settings and what steers it; every mistake is found before a folder is made."""
     config, control = settings.build(SampleConfig, given), settings.build(ControlConfig, given)
+    if empty := [name for name in asdict(control) if given.get(name) == ""]:
+        raise UserError(f"--{empty[0]} expects something to ask for, found nothing; leave it out")
     if not config.model_name_or_path:
         raise UserError("CKPT must name a weights file (--model_name_or_path), found nothing")
     if is_remote(config.model_name_or_path):
@@ -188,9 +192,9 @@ def prepare(given: dict[str, Any], ranks: Ranks) -> tuple[Writer, SampleConfig, 
         raise UserError("a model that was trained with --condition source writes for sources: give --source_file")
     each = config.num_samples // len(sources[0].texts) if sources else 1
     if isinstance(model, TextDiffusion):
-        if "steps" not in given:
-            config = replace(config, steps=min(config.steps, model.diffusion.num_timesteps))
         plans = control.plans(model, Path(config.model_name_or_path), config.sequence_len, each)
+        if "steps" not in given:
+            config = replace(config, steps=min(config.steps, plans[0].levels(model.diffusion.num_timesteps)))
         for plan in plans:
             model.denoising(0, 1, controls=plan, **asdict(sampling(config)))
         how = sampling(config).chosen(plans[0].fills)

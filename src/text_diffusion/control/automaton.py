@@ -16,7 +16,9 @@ import numpy as np
 from text_diffusion.control.phrases import NOTHING, Phrase, Progress, Token
 from text_diffusion.control.template import Gap, Known
 from text_diffusion.control.vocabulary import Mask, Vocabulary
+from text_diffusion.errors import UserError
 
+MOST_STATES = 10_000  # more take minutes to build, and longer at every network call
 ANYTHING = (Gap(1, None),)  # the template of every sentence
 
 
@@ -102,6 +104,11 @@ class Builder:
         queue = deque([start])
         while queue:
             state = queue.popleft()
+            if len(depth) > MOST_STATES:
+                raise UserError(
+                    f"expected demands that at most {MOST_STATES:,} states can keep count of, found more (each --want "
+                    "doubles them, each word of --length adds as many again); ask for less"
+                )
             for tokens, following in self.edges(state):
                 edges.append((state, self.number(tokens), following))
                 if following not in depth:

@@ -114,12 +114,13 @@ def beside(weights: Path) -> Path:
     return weights.with_name(f"{weights.stem}.classifier.pt")
 
 
-def load(path: Path, writer: TextDiffusion) -> Classifier:
+def load(path: str | Path, writer: TextDiffusion) -> Classifier:
     """Read a classifier for a model.
 
     Raises:
         UserError: there is none, the file is something else, or it is for another model.
     """
+    path = Path(path)
     if not path.is_file():
         raise UserError(
             f"--label expects a classifier, found none at {path}; `python -m text_diffusion.control.train_classifier "

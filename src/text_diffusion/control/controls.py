@@ -15,7 +15,7 @@ from text_diffusion.control.classifier import Label
 from text_diffusion.control.given import Labelled, Sources, given_of
 from text_diffusion.control.phrases import Phrase
 from text_diffusion.control.posterior import Accepting
-from text_diffusion.control.steering import InnerSteps, OfWords, Score, Steered
+from text_diffusion.control.steering import InnerSteps, OfWords, Score, Steered, has_signal
 from text_diffusion.control.template import Gap, Known, parse
 from text_diffusion.control.vocabulary import Vocabulary, bare, named
 from text_diffusion.errors import UserError
@@ -130,10 +130,27 @@ class Plan:
         network: Guided,
         process: GaussianDiffusion,
         noise: Callable[[int, int], Tensor],
+        temperature: float = 1.0,
     ) -> Steered:
         """The denoiser that follows the plan."""
         drawn = noise if self.is_random else None
-        return Steered(denoise, network, process, self.scores, self.accepting, self.update, drawn)
+        return Steered(denoise, network, process, self.scores, self.accepting, self.update, drawn, temperature)
+
+    def check_calls(self, process: GaussianDiffusion) -> None:
+        """Refuse labels that no network call of a walk would follow.
+
+        Raises:
+            UserError: there is one.
+        """
+        first = 0 if self.accepting is None and self.update is None else 1
+        followed = [t for s, t in enumerate(process.timesteps) if s >= first and has_signal(process, s)]
+        for score in self.scores:
+            low, high = (score.low, score.high) if isinstance(score, Label) else (0, None)
+            if not any(low <= t and (high is None or t <= high) for t in followed):
+                raise UserError(
+                    "expected a network call at a t where what is asked for can be followed, found "
+                    f"{', '.join(map(str, reversed(process.timesteps)))}; take more STEPS, or a wider --guidance_range"
+                )
 
     def levels(self, diffusion_steps: int) -> int:
         """How many of the T levels of noise are walked, from the least."""
@@ -221,6 +238,8 @@ def gather(controls: Sequence[Control], vocabulary: Vocabulary, length: int) -> 
         for at, token in {(avoid.at or 1, inside), (1, first)}:
             if avoid.at in (None, at):
                 avoided_at[at] = avoided_at.get(at, frozenset()) | {token}
+    named = {bare(word) for want in controls if isinstance(want, Want) for word in want.text.split()}
+    _check_size(f"--want {','.join(sorted(named))}", len(named), length)
     high = None if number.high is None else min(number.high, length)
     items = tuple(replace(i, high=min(i.high, length)) if isinstance(i, Gap) and i.high else i for i in items)
     return Demands(items, (number.low, high), tuple(wanted), wanted_at, frozenset(avoided), avoided_at), unknown

@@ -31,5 +31,5 @@ def read(path: Path) -> Labeled:
     kept = set(split(sentences)[0])
     train = [row for row in rows if row[0] in kept]
     if missing := sorted(set(labels) - {label for _, label in train}):
-        raise UserError(f"{path}: expected several sentences of each label, found too few of {missing[0]!r}")
+        raise UserError(f"{path}: expected several different sentences of each label, found too few of {missing[0]!r}")
     return Labeled(train, [row for row in rows if row[0] not in kept], labels)

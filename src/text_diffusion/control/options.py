@@ -127,7 +127,10 @@ class ControlConfig(Options):
         if len(paths) == 1 and self.label in classifiers[paths[0]].labels:
             labels = [self.label]  # one with a comma in it
         if len(paths) != len(labels):
-            raise UserError(f"--label and --classifier must name equally many, found {len(labels)} and {len(paths)}")
+            raise UserError(
+                f"--label and --classifier must name equally many, found {len(labels)} and {len(paths)} "
+                "(a,b is a label of each of two classifiers, a|b either label of one)"
+            )
         match = re.fullmatch(r"(\d+)-(\d+)", self.guidance_range) if self.guidance_range else None
         if self.guidance_range and not match:
             raise UserError(f"--guidance_range must be two timesteps such as 100-1500, found {self.guidance_range!r}")

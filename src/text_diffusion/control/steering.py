@@ -40,6 +40,12 @@ from text_diffusion.samplers import Denoise
 # least error in one, and `heun` hundreds more (guided so, it said the label in 1 % of sentences; from here on in all).
 LEAST_SIGNAL = 0.02
 
+
+def has_signal(process: GaussianDiffusion, s: int) -> bool:
+    """Whether gradients are followed at level s."""
+    return bool(process.alphas_cumprod[s] >= LEAST_SIGNAL)
+
+
 Predict = Callable[[], Tensor]  # log p(w_l = v | x_t) at the present t, differentiable
 
 
@@ -105,6 +111,7 @@ class Steered:
         accepting: (1) and (2), if there are demands on words.
         update: follow the scores by Diffusion-LM's steps instead of (1).
         noise: draws for level s and inner step k, (B, L, D), for Langevin steps.
+        temperature: of the probabilities of words, if the model has them.
     """
 
     denoise: Denoise
@@ -114,6 +121,7 @@ class Steered:
     accepting: Accepting | None = None
     update: InnerSteps | None = None
     noise: Callable[[int, int], Tensor] | None = None
+    temperature: float = 1.0
 
     @property
     def model(self) -> TransformerNetModel:
@@ -126,7 +134,7 @@ class Steered:
         words = self.accepting
         if words is not None and s == 0:
             return self.model.get_embeds(words.best(Seen(self, x_t, t, previous).log_p))
-        is_followed = self.has_signal(s) and (len(scores) > 0 or words is not None)
+        is_followed = has_signal(self.process, s) and (len(scores) > 0 or words is not None)
         if not is_followed:
             seen = Seen(self, x_t, t, previous)
             pred_xstart = seen.pred_xstart
@@ -140,10 +148,6 @@ class Steered:
         if is_followed:  # what (1) says of a word at its own position is in (2) again
             pred_xstart = pred_xstart - (q - p) @ E
         return reweighted(pred_xstart, p, q, E)
-
-    def has_signal(self, s: int) -> bool:
-        """Whether gradients are followed at level s."""
-        return bool(self.process.alphas_cumprod[s] >= LEAST_SIGNAL)
 
     def gradient(
         self, scores: Sequence[Score], words: bool, x_t: Tensor, t: Tensor, previous: Tensor | None
@@ -160,8 +164,8 @@ class Steered:
             (gradient,) = torch.autograd.grad(total, x)
         if not gradient.isfinite().all():
             raise UserError(
-                f"expected a finite gradient of what is scored, found none at t {self.process.timesteps[int(t[0])]}; "
-                "lower the strength, or look at the scorer"
+                f"expected a finite gradient of what is wanted, found none at t {self.process.timesteps[int(t[0])]}; "
+                "lower the strength, or look at the scorer, or at whether the model's weights are finite"
             )
         return seen, gradient
 
@@ -171,7 +175,7 @@ class Steered:
         Some steps up log p(c | x_s) - || x_s - mean ||^2 / (2 Sigma): by Adagrad, or Langevin's, which draw x_s from
         p(x_s | x_t, c) instead of looking for the most probable one.
         """
-        if self.update is None or not self.scores or not self.has_signal(s) or s == 0:
+        if self.update is None or not self.scores or not has_signal(self.process, s) or s == 0:
             return x_s
         t = torch.full((len(x_s),), s, device=x_s.device)
         variance = float(self.process.posterior_variance[s + 1])
@@ -203,8 +207,9 @@ class Seen:
         """log p(w_l = v | x_t), (B, L, V): the model's own, or as its head reads the prediction."""
         model, (x_t, t, previous) = self.steered.model, self.given
         if isinstance(model, WordDenoiser):  # its head reads words at the smallest noise, not means of several
-            return self.steered.network.log_probs(x_t, self.steered.process.network_time(t), previous)
-        return model.get_logits(self.pred_xstart + 0 * x_t).float().log_softmax(dim=-1)  # if all have settled too
+            log_p = self.steered.network.log_probs(x_t, self.steered.process.network_time(t), previous)
+            return (log_p / self.steered.temperature).log_softmax(dim=-1)
+        return model.get_logits(self.pred_xstart).float().log_softmax(dim=-1)
 
     @cached_property
     def accepted(self) -> Tensor:

@@ -156,6 +156,8 @@ def command(argv: Sequence[str] | None) -> None:
         f"unknown words: {unknown:.2%}",
         file=sys.stderr,
     )
+    if unknown == 1:
+        raise UserError("expected labelled sentences of words that the model knows, found none: take those of its text")
     torch.manual_seed(mix(config.seed, Stream.INIT))
     sizes = Sizes(
         writer.model.config.in_channel, writer.sequence_len, len(rows.labels), config.hidden_size, config.num_layers
