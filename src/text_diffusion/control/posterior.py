@@ -22,6 +22,36 @@ from text_diffusion.control.automaton import Automaton
 Reduce = Callable[[Tensor, int], Tensor]
 
 
+class Kinds:
+    """Tokens that every set has all of or none of are of one kind, and are looked at together.
+
+    A set is some kinds, of which there are few where the vocabulary is large. Shapes: C kinds.
+    """
+
+    def __init__(self, sets: Tensor) -> None:
+        patterns, self.of_token = torch.unique(sets, dim=1, return_inverse=True)  # (K, C), (V,)
+        sizes = self.of_token.bincount()
+        order = sizes.argsort(descending=True)  # kinds of a single token come last
+        self.of_token = order.argsort()[self.of_token]
+        self.sets = patterns[:, order]
+        self.tokens = self.of_token.argsort()
+        self.sizes = [size for size in sizes[order].tolist() if size > 1]
+
+    def reduced(self, log_p: Tensor, reduce: Reduce) -> Tensor:
+        """log P of each kind, or of its most probable token, (..., V) -> (..., C)."""
+        by_kind = log_p[..., self.tokens]
+        *large, single = torch.split(by_kind, [*self.sizes, by_kind.shape[-1] - sum(self.sizes)], dim=-1)
+        return torch.cat([*(reduce(part, -1).unsqueeze(-1) for part in large), single], dim=-1)
+
+    def spread(self, share: Tensor, log_p: Tensor, of_kind: Tensor) -> Tensor:
+        """The share of each kind (..., C), given to its tokens in proportion to their p, (..., V)."""
+        return (log_p + (share.log() - of_kind)[..., self.of_token]).exp()
+
+    def likeliest(self, kind: Tensor, log_p: Tensor) -> Tensor:
+        """The most probable token of a kind, (...), (..., V) -> (...)."""
+        return log_p.masked_fill(self.of_token != kind.unsqueeze(-1), -torch.inf).argmax(dim=-1)
+
+
 class Accepting:
     """An automaton, ready to be asked about batches of word distributions."""
 
@@ -30,17 +60,19 @@ class Accepting:
         self.source, self.target, self.emits = (
             torch.as_tensor(part, device=device) for part in (automaton.source, automaton.target, automaton.emits)
         )
-        sets = torch.as_tensor(automaton.sets, device=device)
-        single = sets.sum(dim=1) == 1
-        # Sets of one token, which are most, are looked up; the others are summed over.
-        self.single, self.large = single.nonzero().flatten(), (~single).nonzero().flatten()
-        self.tokens, self.masks = sets[single].int().argmax(dim=1), sets[~single]
+        self.kinds = Kinds(torch.as_tensor(automaton.sets, device=device))
+        # Sets of one kind, which are most, are looked up; the others are summed over.
+        sets = self.kinds.sets
+        one = sets.sum(dim=1) == 1
+        self.single, self.large = one.nonzero().flatten(), (~one).nonzero().flatten()
+        self.alone, self.members = sets[one].int().argmax(dim=1), sets[~one]
 
     @torch.no_grad()
     def posterior(self, log_p: Tensor) -> Tensor:
         """p(w_l = v | accepted), (B, L, V) -> (B, L, V)."""
         B, L, _ = log_p.shape
-        of_set = self._of_sets(log_p, torch.logsumexp)  # (B, L, K)
+        of_kind = self.kinds.reduced(log_p, torch.logsumexp)  # (B, L, C)
+        of_set = self._of_sets(of_kind, torch.logsumexp)  # (B, L, K)
         emitted = of_set[:, :, self.emits]  # (B, L, E)
         alpha = self._start(log_p)
         alphas = [alpha]
@@ -49,20 +81,23 @@ class Accepting:
             alphas.append(alpha)
         beta = torch.full_like(alpha, -torch.inf)
         beta[:, -1] = 0.0
-        p = torch.zeros_like(log_p)
-        p[:, 0, self.cls_id] = 1.0
+        shares = torch.zeros_like(of_kind)
         for position in range(L - 1, 0, -1):
             path = alphas[position - 1][:, self.source] + emitted[:, position] + beta[:, self.target]  # (B, E)
             edge = (path - path.logsumexp(dim=1, keepdim=True)).exp()
             share = path.new_zeros(B, of_set.shape[2]).index_add_(1, self.emits, edge)  # P(a token of the set)
-            p[:, position] = self._spread(share, log_p[:, position], of_set[:, position])
+            shares[:, position] = self._of_kinds(share, of_kind[:, position], of_set[:, position])
             beta = self._gather(emitted[:, position] + beta[:, self.target], self.source)
+        p = self.kinds.spread(shares, log_p, of_kind)
+        p[:, 0] = 0.0
+        p[:, 0, self.cls_id] = 1.0
         return p
 
     def best(self, log_p: Tensor) -> Tensor:
         """The most probable sentence that is accepted, (B, L, V) -> (B, L) int64 (Viterbi)."""
         L = log_p.shape[1]
-        emitted = self._of_sets(log_p, torch.amax)[:, :, self.emits]
+        of_kind = self.kinds.reduced(log_p, torch.amax)
+        emitted = self._of_sets(of_kind, torch.amax)[:, :, self.emits]
         delta = self._start(log_p)
         deltas = [delta]
         for position in range(1, L):
@@ -73,7 +108,8 @@ class Accepting:
         for position in range(L - 1, 0, -1):
             path = deltas[position - 1][:, self.source] + emitted[:, position]
             edge = path.masked_fill(self.target != state[:, None], -torch.inf).argmax(dim=1)
-            ids[:, position] = self._likeliest(log_p[:, position], self.emits[edge])
+            kind = self._likeliest(of_kind[:, position], self.emits[edge])
+            ids[:, position] = self.kinds.likeliest(kind, log_p[:, position])
             state = self.source[edge]
         return ids
 
@@ -82,30 +118,24 @@ class Accepting:
         start[:, 0] = 0.0  # after [CLS]
         return start
 
-    def _of_sets(self, log_p: Tensor, reduce: Reduce) -> Tensor:
-        """log P of each set of tokens, or of the most probable token in it, (B, L, V) -> (B, L, K)."""
-        out = log_p.new_empty(*log_p.shape[:2], len(self.single) + len(self.large))
-        out[:, :, self.single] = log_p[:, :, self.tokens]
-        for k, mask in zip(self.large.tolist(), self.masks, strict=True):
-            out[:, :, k] = reduce(log_p[:, :, mask], -1)
+    def _of_sets(self, of_kind: Tensor, reduce: Reduce) -> Tensor:
+        """log P of each set, or of the most probable token in it, (B, L, C) -> (B, L, K)."""
+        out = of_kind.new_empty(*of_kind.shape[:2], len(self.single) + len(self.large))
+        out[:, :, self.single] = of_kind[:, :, self.alone]
+        for k, kinds in zip(self.large.tolist(), self.members, strict=True):
+            out[:, :, k] = reduce(of_kind[:, :, kinds], -1)
         return out
 
-    def _spread(self, share: Tensor, log_p: Tensor, of_set: Tensor) -> Tensor:
-        """The share of each set (B, K), given to its tokens in proportion to their p: (B, V)."""
-        p = torch.zeros_like(log_p).index_add_(1, self.tokens, share[:, self.single])
-        for k, mask in zip(self.large.tolist(), self.masks, strict=True):
-            p[:, mask] += share[:, k, None] * (log_p[:, mask] - of_set[:, k, None]).exp()
-        return p
+    def _of_kinds(self, share: Tensor, of_kind: Tensor, of_set: Tensor) -> Tensor:
+        """The share of each set (B, K), given to its kinds in proportion to their P: (B, C)."""
+        out = torch.zeros_like(of_kind).index_add_(1, self.alone, share[:, self.single])
+        for k, kinds in zip(self.large.tolist(), self.members, strict=True):
+            out[:, kinds] += share[:, k, None] * (of_kind[:, kinds] - of_set[:, k, None]).exp()
+        return out
 
-    def _likeliest(self, log_p: Tensor, number: Tensor) -> Tensor:
-        """The most probable token of a set, by number, for each sentence: (B, V), (B,) -> (B,)."""
-        token_of = torch.zeros(len(self.single) + len(self.large), dtype=torch.int64, device=number.device)
-        token_of[self.single] = self.tokens
-        tokens = token_of[number]
-        for k, mask in zip(self.large.tolist(), self.masks, strict=True):
-            rows = number == k
-            tokens[rows] = log_p[rows].masked_fill(~mask, -torch.inf).argmax(dim=1)
-        return tokens
+    def _likeliest(self, of_kind: Tensor, number: Tensor) -> Tensor:
+        """The kind of the most probable token of a set, by number, for each sentence: (B, C), (B,) -> (B,)."""
+        return of_kind.masked_fill(~self.kinds.sets[number], -torch.inf).argmax(dim=1)
 
     def _gather(self, path: Tensor, to: Tensor) -> Tensor:
         """log-sum-exp of the edges that meet in each state, (B, E) -> (B, S)."""
