@@ -221,7 +221,7 @@ def learned(model: TextDiffusion, folder: Path, samples: int, steps: int) -> dic
         weights = common.train(folder / "learned", "simple", 4000, ["--condition", "labels"]).weights
     model, others = load_diffusion(weights), ("food", "state")
     rows = []
-    for scale in (1.0, 1.5, 2.0):
+    for scale in (1.0, 1.25, 1.5, 2.0):
         cases: list[Any] = [([Labelled(colour, scale)], is_word("color", colour)) for colour in COLOURS]
         rows.append(measure(model, f"--guidance_scale {scale:g}", cases, others, samples, steps))
     return {"rows": rows, "ideal_kl": ideal_kl(others, samples * len(COLOURS))}
