@@ -148,8 +148,9 @@ class Plan:
             low, high = (score.low, score.high) if isinstance(score, Label) else (0, None)
             if not any(low <= t and (high is None or t <= high) for t in followed):
                 raise UserError(
-                    "expected a network call at a t where what is asked for can be followed, found "
-                    f"{', '.join(map(str, reversed(process.timesteps)))}; take more STEPS, or a wider --guidance_range"
+                    "expected a network call at a t where what is asked for can be followed, found none of "
+                    f"{len(process.timesteps)} from t {process.timesteps[-1]} to {process.timesteps[0]}; take more STEPS, "
+                    "or a wider --guidance_range"
                 )
 
     def levels(self, diffusion_steps: int) -> int:
