@@ -149,8 +149,8 @@ class Plan:
             if not any(low <= t and (high is None or t <= high) for t in followed):
                 raise UserError(
                     "expected a network call at a t where what is asked for can be followed, found none of "
-                    f"{len(process.timesteps)} from t {process.timesteps[-1]} to {process.timesteps[0]}; take more STEPS, "
-                    "or a wider --guidance_range"
+                    f"{len(process.timesteps)} from t {process.timesteps[-1]} to {process.timesteps[0]}; take more "
+                    "STEPS, or a wider --guidance_range"
                 )
 
     def levels(self, diffusion_steps: int) -> int:
