@@ -163,7 +163,7 @@ def test_label_s_probability_rises(model: TextDiffusion, colours: Classifier) ->
         times = model.diffusion.network_time(torch.full((20,), t))
 
         def log_prob(x: Tensor, times: Tensor = times) -> Tensor:
-            return label.log_prob(x, times, lambda x: x)
+            return label.log_prob(x, times, lambda: x_t)
 
         x = x_t.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(log_prob(x).sum(), x)

@@ -172,8 +172,10 @@ class ExactWords(WordDenoiser):
         """E[x_0], (B, L, D), of sentences so distributed."""
         return torch.einsum("bn,nld->bld", p, self.E[self.ids])
 
-    def log_probs(self, x_t: Tensor, times: Tensor, previous: Tensor | None) -> Tensor:
-        s = round(float(times[0]) / self.process.time_scale)
+    def log_probs(
+        self, x_t: Tensor, timesteps: Tensor, x_self: Tensor | None = None, *, condition: Tensor | None = None
+    ) -> Tensor:
+        s = round(float(timesteps[0]) / self.process.time_scale)
         one_hot = torch.nn.functional.one_hot(self.ids, len(self.E)).double()  # (N, L, V)
         return torch.einsum("bn,nlv->blv", self.given(x_t, s), one_hot).clamp(min=1e-300).log()
 
