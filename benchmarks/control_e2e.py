@@ -222,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--classifier_steps", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=500, help="of each field, or in all")
     parser.add_argument("--calls", type=int, default=50, help="network calls of a sentence")
-    parser.add_argument("--strength", type=float, default=2.5, help="of guidance by classifiers")
+    parser.add_argument("--strength", type=float, default=10.0, help="of guidance by classifiers")
     parser.add_argument("--batch", type=int, default=64, help="sentences at once, for `price`")
     parser.add_argument("--candidates", type=int, default=10, help="for `sequence`: of MBR decoding")
     parser.add_argument("--scale", type=float, default=1.5, help="for `sequence`: of classifier-free guidance")
