@@ -17,7 +17,7 @@ from text_diffusion.control import Avoid, Control, Length, Template, Want
 from text_diffusion.control.automaton import Builder
 from text_diffusion.control.controls import gather
 from text_diffusion.control.posterior import Accepting
-from text_diffusion.control.steering import Steered, reweighted
+from text_diffusion.control.steering import Seen, Steered, reweighted
 from text_diffusion.control.vocabulary import Vocabulary
 from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
@@ -205,3 +205,17 @@ def test_one_known_word_is_exact(s: int, small: Tokenizer) -> None:
     without = denoise(x_t, torch.full((WORDS**2,), s), None)
     if s > 1:
         assert float((without - expected)[:, 2].abs().max()) > 0.1, "the words depend on each other"
+
+
+def test_words_are_as_warm_as_sampling_is(small: Tokenizer) -> None:
+    """p^(1 / temperature), made to sum to one."""
+    process = GaussianDiffusion(named_betas("sqrt", 100))
+    model = ExactWords(small, process)
+    network = SimpleNamespace(model=model, log_probs=model.log_probs)
+    x_t, t = model.E[model.ids], torch.full((WORDS**2,), 60)
+    usual, cold = (
+        Seen(Steered(lambda x, t, p: x, network, process, temperature=heat), x_t, t, None).log_p  # type: ignore[arg-type]
+        for heat in (1.0, 0.5)
+    )
+    torch.testing.assert_close(cold.exp(), usual.exp() ** 2 / (usual.exp() ** 2).sum(dim=-1, keepdim=True))
+    assert float((cold - usual).abs().max()) > 0.1

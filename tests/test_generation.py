@@ -10,6 +10,7 @@ import torch
 from untrained import L, T, build, final
 
 from text_diffusion import generation
+from text_diffusion.control import Length
 from text_diffusion.errors import UserError
 from text_diffusion.generation import TextDiffusion
 
@@ -109,6 +110,15 @@ def test_chosen_batch_fits_in_memory(writer: TextDiffusion, monkeypatch: pytest.
         monkeypatch.setattr(generation, "BATCH_MEMORY", room)
         assert writer.choose_batch_size(10) == size
         assert writer.sample(10, steps=5) == sentences
+
+
+def test_many_edges_make_smaller_batches(writer: TextDiffusion) -> None:
+    """What an automaton looks at is a number for each position and edge."""
+    plan = writer.plan([Length(2, 3)])
+    assert plan.accepting is not None
+    assert writer.choose_batch_size(200, plan) == 200
+    plan.accepting.emits = torch.zeros(generation.BATCH_MEMORY // (4 * L * 50), dtype=torch.long)
+    assert writer.choose_batch_size(200, plan) == 50
 
 
 # Text

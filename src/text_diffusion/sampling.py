@@ -16,7 +16,7 @@ class Sampling:
     """How sentences are made from noise.
 
     Args:
-        steps: network calls, 1..T; if not given 50, or T if that is less.
+        steps: network calls, 1..T; if not given 50, or all levels of noise there are, if fewer.
         seed: of the noise.
         sequence_len: tokens in a sentence, at most the model's, which is the default.
         sampler: "ancestral", "ddim", "dpm-solver++" or "heun" (see `samplers`); "auto" is chosen

@@ -137,7 +137,7 @@ class Plan:
         return Steered(denoise, network, process, self.scores, self.accepting, self.update, drawn, temperature)
 
     def check_calls(self, process: GaussianDiffusion) -> None:
-        """Refuse labels that no network call of a walk would follow.
+        """Refuse scores that no network call of a walk would follow.
 
         Raises:
             UserError: there is one.
