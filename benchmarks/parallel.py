@@ -46,7 +46,7 @@ def run(name: str, ranks: Ranks, folder: Path, **given: Any) -> dict[str, Any]:
     parameters = list(state.model.parameters())
     moments = [value for p in parameters for value in state.optimizer.state[p].values()]
     averages = [p for ema in state.emas for p in ema.model.parameters()]
-    weights = torch.cat([whole(p).detach().flatten() for p in parameters])
+    weights = torch.cat([tensor.detach().flatten() for tensor in whole(parameters)])
     if ranks.first:
         torch.save(weights, folder / f"{name}.pt")
     held = sum(local(x).numel() * x.element_size() for x in (*parameters, *moments, *averages))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from toy import SIZES
 
+from text_diffusion import parallel
 from text_diffusion.checkpoint import Weights
 from text_diffusion.config import SampleConfig
 from text_diffusion.control.controls import Plan
@@ -37,6 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def work(case: dict[str, Any], text: str, folder: Path, ranks: Ranks) -> dict[str, Any]:
     """Train, then ask the average, on every rank; what came out, the same on all of them."""
+    parallel.BUCKET = 500  # several exchanges at toy size too
     sizes = {name: value for name, value in SIZES.items() if name not in ("ema_rate", *_unfit(case))}
     text = text.replace(".txt", ".tsv") if "condition" in case else text
     given = {"dataset": text, "checkpoint_path": str(folder), "ema_rate": (0.9,), "lr": 1e-3, **sizes, **case}
@@ -45,8 +47,9 @@ def work(case: dict[str, Any], text: str, folder: Path, ranks: Ranks) -> dict[st
     grads: list[torch.Tensor] = []
 
     def keep(*_: object) -> None:
-        parts = [whole(p.grad).flatten() for p in state.model.parameters() if p.grad is not None]
-        grads.append(torch.cat(parts).clone())
+        gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+        if not grads:
+            grads.append(flat(gradients))
 
     state.optimizer.register_step_pre_hook(keep)
     losses = []
@@ -54,8 +57,8 @@ def work(case: dict[str, Any], text: str, folder: Path, ranks: Ranks) -> dict[st
         values, norm = train_step(run, state, loss)
         losses.append(values["loss"])
     held = sum(part.numel() * part.element_size() for part in _local(state))
-    weights = torch.cat([whole(p).detach().flatten() for p in state.model.parameters()])
-    averages = torch.cat([whole(p).detach().flatten() for p in state.emas[0].model.parameters()])
+    weights = flat(list(state.model.parameters()))
+    averages = flat(list(state.emas[0].model.parameters()))
     model = whole_copy(state.emas[0].model, run.network)
     assert run.held_out is not None
     writer = writer_of(Weights(model, run.diffusion, run.tokenizer, run.data_config.sequence_len, {}))
@@ -65,6 +68,11 @@ def work(case: dict[str, Any], text: str, folder: Path, ranks: Ranks) -> dict[st
         "averages": averages, "sentences": sentences, "validation": validate(model, run.diffusion, run.held_out, ranks),
         "by t": state.loss_by_timestep.totals, "held": held,
     }  # fmt: skip
+
+
+def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """All of them in one row, put together in several exchanges."""
+    return torch.cat([tensor.detach().flatten() for tensor in whole(tensors)])
 
 
 def _unfit(case: dict[str, Any]) -> tuple[str, ...]:

@@ -98,7 +98,7 @@ def test_a_rank_that_cannot_load_a_library(library: str, corpus: Path, tmp_path:
 def test_stop_and_kill(zygote: Zygote, corpus: Path, tmp_path: Path) -> None:
     """SIGTERM to one rank stops all after the same step; SIGKILL of one ends all; what follows is bit for bit the run
     that was never stopped, sharded too."""
-    options: dict[str, Any] = {"steps": 100, "save_interval": 10, "log_interval": 50, "parallel": "fsdp"}
+    options: dict[str, Any] = {"steps": 60, "save_interval": 10, "log_interval": 20, "parallel": "fsdp"}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert ended(start_ranks(zygote, *[["train", *train_flags(corpus, whole, **options)]] * 2)) == [0, 0]
 
@@ -124,7 +124,7 @@ def test_stop_and_kill(zygote: Zygote, corpus: Path, tmp_path: Path) -> None:
     assert ended(ranks) == [0, 0]
     assert f"warning: passed over: {shard}: expected a shard of" in ranks[0].err
     assert f"going on from step {before} " in ranks[0].err
-    assert same(weights_of(parts, "*100.pt"), weights_of(whole, "*100.pt"))
+    assert same(weights_of(parts, "*60.pt"), weights_of(whole, "*60.pt"))
 
 
 @pytest.mark.slow

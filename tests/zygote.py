@@ -50,6 +50,7 @@ class Zygote:
     def __init__(self, logs: Path) -> None:
         self.logs, self.count = logs, 0
         env = os.environ | {"PYTHONPATH": f"{HERE.parent / 'src'}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
+        env["PYTHONFAULTHANDLER"] = "1"
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "zygote.py")],
             env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -74,7 +75,7 @@ class Zygote:
 
 
 def ended(processes: list[Process], seconds: float = 300) -> list[int]:
-    """Wait for them; their statuses. Those that do not end in time are killed."""
+    """Wait for them; their statuses. Those that do not end in time are killed; a crash is shown."""
     deadline = time.monotonic() + seconds
     found: list[int | None] = [None] * len(processes)
     while None in found:
@@ -84,6 +85,8 @@ def ended(processes: list[Process], seconds: float = 300) -> list[int]:
                 if found[i] is None and time.monotonic() > deadline:
                     process.send(signal.SIGKILL)
         time.sleep(0.02)
+    for status, process in zip(found, processes, strict=True):
+        assert status not in (-signal.SIGSEGV, -signal.SIGABRT), process.err
     return [status for status in found if status is not None]
 
 

@@ -54,7 +54,8 @@ def resumable_steps(folder: Path) -> list[int]:
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """A copy of the state dict on the CPU, put together if it is sharded, the tied weight once."""
     state = {name: tensor for name, tensor in model.state_dict().items() if name != TIED}
-    return {name: whole(tensor.detach()).to("cpu", copy=True) for name, tensor in state.items()}
+    tensors = whole([tensor.detach() for tensor in state.values()])
+    return {name: tensor.to("cpu", copy=True) for name, tensor in zip(state, tensors, strict=True)}
 
 
 def write(path: Path, contents: dict[str, Any]) -> None:

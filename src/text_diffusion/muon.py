@@ -76,7 +76,7 @@ class Muon(torch.optim.AdamW):
             torch._foreach_mul_(M, MOMENTUM)
             torch._foreach_add_(M, G)
             U = torch._foreach_add(G, M, alpha=MOMENTUM)
-            X = orthogonal(torch.stack([whole(one) for one in U]))
+            X = orthogonal(torch.stack(list(whole(U))))
             change = [sharded_like(W, one) for W, one in zip(together, X.unbind(), strict=True)]
             torch._foreach_mul_(together, 1 - lr * decay)
             torch._foreach_add_(together, change, alpha=-lr * LIKE_ADAMW * max(shape) ** 0.5)

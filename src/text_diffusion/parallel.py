@@ -7,12 +7,13 @@ one module: hence the loss of a batch is a module here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,6 +24,7 @@ from text_diffusion.losses import Noise
 from text_diffusion.objectives import Objective, Terms
 
 M = TypeVar("M", bound=nn.Module)
+BUCKET = 2**24  # numbers of sharded tensors that are exchanged at once, unless one is larger
 
 
 class BatchLoss(nn.Module):
@@ -88,9 +90,43 @@ def summing(loss: nn.Module, last: bool) -> Iterator[None]:
         yield
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be sharded, put together; then all ranks must ask for it."""
-    full: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
+def whole(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Tensors that may be sharded by rows, each put together, in turn; then all ranks must ask for the same.
+
+    Rank r has rows r c to (r + 1) c - 1 of n, c = ceil(n / ranks). Many are exchanged at once, as small ones take long.
+    """
+    bucket: list[Tensor] = []
+    for i, tensor in enumerate(tensors):
+        if not _is_dtensor(tensor):
+            yield from _gathered(bucket)
+            bucket = []
+            yield tensor
+            continue
+        bucket.append(tensor)
+        if i + 1 == len(tensors) or sum(one.numel() for one in bucket) > BUCKET:
+            yield from _gathered(bucket)
+            bucket = []
+
+
+@torch.no_grad()
+def _gathered(tensors: list[Tensor]) -> list[Tensor]:
+    """Sharded tensors of one kind of number, put together in one exchange."""
+    if not tensors:
+        return []
+    mesh = tensors[0].device_mesh  # type: ignore[attr-defined]
+    rows = [-(-tensor.shape[0] // mesh.size()) for tensor in tensors]
+    sizes = [c * tensor[:1].numel() for c, tensor in zip(rows, tensors, strict=True)]  # the last rank may have fewer
+    shards = [local(tensor).flatten() for tensor in tensors]
+    mine = torch.cat([F.pad(shard, (0, size - len(shard))) for shard, size in zip(shards, sizes, strict=True)])
+    every = [torch.empty_like(mine) for _ in range(mesh.size())]
+    dist.all_gather(every, mine, group=mesh.get_group())
+    parts = zip(torch.stack(every).split_with_sizes(sizes, dim=1), tensors, strict=True)
+    return [part.reshape(-1, *tensor.shape[1:])[: tensor.shape[0]] for part, tensor in parts]
+
+
+def summed(number: Tensor) -> Tensor:
+    """A number that may lie in parts on the ranks (a norm of what is sharded), as a whole; then all ranks must ask."""
+    full: Tensor = getattr(number, "full_tensor", lambda: number)()
     return full
 
 
@@ -121,8 +157,8 @@ def whole_copy(model: M, make: Callable[[], M]) -> M:
         return model
     fresh = make()
     with torch.no_grad():
-        for target, source in zip(fresh.parameters(), model.parameters(), strict=True):
-            target.copy_(whole(source))
+        for target, source in zip(fresh.parameters(), whole(list(model.parameters())), strict=True):
+            target.copy_(source)
     return fresh.eval().requires_grad_(False)
 
 

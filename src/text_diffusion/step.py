@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from text_diffusion.condition import dropped
 from text_diffusion.config import TrainConfig
 from text_diffusion.losses import Noise
-from text_diffusion.parallel import summing, whole
+from text_diffusion.parallel import summed, summing
 from text_diffusion.randomness import Stream, draw, mix, uniform
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def train_step(run: Run, state: TrainState, loss: nn.Module) -> tuple[dict[str, 
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(config, state.step)
     mine = gradient(run, state, loss)
-    grad_norm = whole(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.gradient_clipping or math.inf))
+    grad_norm = summed(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.gradient_clipping or math.inf))
     state.optimizer.step()
     state.optimizer.zero_grad()
     for ema in state.emas:
