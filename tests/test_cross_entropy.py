@@ -19,11 +19,13 @@ from toy import LINES, SIZES, contents, everything, flags, metrics, one_sentence
 import text_diffusion.generation
 from text_diffusion import chunked, likelihood, train
 from text_diffusion.config import ModelConfig
-from text_diffusion.cross_entropy import WordDenoiser, cross_entropy_loss, known_words
+from text_diffusion.cross_entropy import KNOWN_UNTIL, WordDenoiser, cross_entropy_loss, known_words
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.losses import Noise
 from text_diffusion.modeling import TransformerNetModel
+from text_diffusion.run import prepare
 from text_diffusion.schedules import log_snr_at, named_betas
+from text_diffusion.step import train_step
 
 Array = npt.NDArray[np.float64]
 
@@ -184,9 +186,11 @@ def test_of_a_large_vocabulary_no_table_of_scores_is_kept() -> None:
 # Known words
 
 
-def test_known_words_are_shown_and_do_not_count() -> None:
+@pytest.mark.parametrize("progress", [0.0, 0.3])
+def test_known_words_are_shown_and_do_not_count(progress: float) -> None:
     model, (ids, t, noise) = network().train(), batch()
-    known = known_words(noise)
+    model.progress = progress
+    known = known_words(noise, 1 - progress / KNOWN_UNTIL)
     assert 0 < known.float().mean() < 1
     terms = cross_entropy_loss(model, PROCESS, ids, t, noise)
     at = torch.where(known, 0, t[:, None])
@@ -208,13 +212,30 @@ def test_validation_knows_no_word() -> None:
     torch.testing.assert_close(evaluated, cross_entropy_loss(other.train(), PROCESS, ids, t, noise).cross_entropy)
     trained = cross_entropy_loss(model.train(), PROCESS, ids, t, noise).cross_entropy
     assert not torch.allclose(trained, evaluated)
+    model.progress = KNOWN_UNTIL
+    last = cross_entropy_loss(model, PROCESS, ids, t, noise).cross_entropy
+    torch.testing.assert_close(last, evaluated, msg="nor do the last steps of training")
 
 
 def test_shares_of_known_words_are_uniform() -> None:
     """Of 20,000 sentences of 24 words; a false alarm, with another seed, in one run of a thousand."""
     noise = Noise.draw((3, 4), 0, 20_000, (24, 2), torch.device("cpu"))
-    counts = known_words(noise).sum(dim=1).numpy()  # uniform over 0..24, if each share is as likely
+    counts = known_words(noise, 1.0).sum(dim=1).numpy()  # uniform over 0..24, if each share is as likely
     assert scipy.stats.chisquare(np.bincount(counts, minlength=25)).pvalue > 1e-3
+    assert known_words(noise, 0.5).float().mean().item() == pytest.approx(0.25, abs=0.005)
+    assert not known_words(noise, 0.0).any()
+
+
+def test_training_tells_the_network_how_far_it_is(tmp_path: Path) -> None:
+    write_text(tmp_path / "corpus.txt", LINES)
+    run, state = prepare(train.parse(argv(tmp_path, tmp_path / "run", steps=4)))
+    seen = []
+    for _ in range(3):
+        train_step(run, state, state.loss)
+        seen.append(state.model.progress)
+    assert seen == [0, 0.25, 0.5]
+    assert run.lock
+    run.lock.release()
 
 
 # The commands

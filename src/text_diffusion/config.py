@@ -76,7 +76,7 @@ class ModelConfig(Options):
         True, "cross_entropy: the network sees what the noisy embedding of each word says by itself, not the noise"
     )
     output_scale: float = option(4.0, "cross_entropy: factor of what the network adds to words' scores", above=0.0)
-    known_words: bool = option(True, "cross_entropy: train with a share of the words shown without noise")
+    known_words: bool = option(True, "cross_entropy: show a share of the words without noise, at first")
     condition: str = option(
         "none",
         "what sentences are given: the text is lines `sentence TAB label`, or `source TAB sentence`",

@@ -22,8 +22,9 @@ What f sees is not x_t, most of which is noise, but what it says by itself, with
 
 Time is the log-SNR lambda: the schedule `log-snr` is linear in t, so that a network which is told t knows alpha_t and
 sigma_t. In training a share of each sentence's words, another in each, is shown at t = 0, as if they were known: where
-all words are hidden equally well, what they say of each other is hard to find out. Shapes: x_t, q, e (B, L, D),
-E (V, D), w (B, L), t (B,) or, where positions differ, (B, L).
+all words are hidden equally well, what they say of each other is hard to find out. Fewer and fewer are shown, and in
+the end none, as none is in sampling. Shapes: x_t, q, e (B, L, D), E (V, D), w (B, L), t (B,) or, where positions
+differ, (B, L).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from text_diffusion.losses import Noise, first_estimate
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.schedules import LOG_SNR_MAX, log_snr_at
 
+KNOWN_UNTIL = 0.6  # of training: from then on no words are shown
 POSITION_STD = 0.1  # of fresh position embeddings: at 1 they drown the words, which the layers then find late
 
 
@@ -159,7 +161,8 @@ def cross_entropy_loss(
     condition: Tensor | None = None,
 ) -> WordTerms:
     """The loss of sentences w (B, L) at timesteps t (B,); in evaluation mode no word is known."""
-    known = known_words(noise) & (model.training and model.config.known_words)  # (B, L)
+    share = max(0.0, 1 - model.progress / KNOWN_UNTIL) if model.training and model.config.known_words else 0.0
+    known = known_words(noise, share)  # (B, L)
     at = t[:, None].where(~known, 0)  # (B, L)
     x_t = diffusion.q_sample(model.get_embeds(input_ids), at, noise.t)
     timesteps = diffusion.network_time(at)
@@ -168,11 +171,11 @@ def cross_entropy_loss(
     return WordTerms(nll.masked_fill(known, 0).sum(dim=1) / (~known).sum(dim=1).clamp(min=1))
 
 
-def known_words(noise: Noise) -> Tensor:
-    """Which words are shown without noise, (B, L) bool: each with a probability that is uniform over the sentences.
+def known_words(noise: Noise, share: float) -> Tensor:
+    """Which words are shown without noise, (B, L) bool, with a probability uniform in 0..share over the sentences.
 
     The draw that other objectives use for w -> x_0 is free here, and decides.
     """
     u = torch.special.ndtr(noise.start)
-    known: Tensor = u[:, :, 0] < u[:, :1, -1]
+    known: Tensor = u[:, :, 0] < share * u[:, :1, -1]
     return known

@@ -37,6 +37,7 @@ class Transformer(nn.Module):
 
     timed: bool  # whether it is told the time
     causal: bool  # whether each position sees itself and those before it only
+    progress = 0.0  # how much of training is done, 0..1, which a loss may go by
 
     def __init__(self, config: ModelConfig, vocab_size: int, sequence_len: int, conditions: int = 0) -> None:
         super().__init__()

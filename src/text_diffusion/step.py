@@ -51,6 +51,7 @@ def gradient(run: Run, state: TrainState, loss: nn.Module) -> dict[str, Tensor]:
     """
     config, seed, step, ranks = run.config, run.config.seed, state.step, run.ranks
     B, shape = config.batch_size, (run.data_config.sequence_len, run.model_config.in_channel)
+    state.model.progress = step / config.steps
     if run.model_config.dropout:
         torch.manual_seed(mix(seed, Stream.DROPOUT, step, ranks.rank))
 
