@@ -57,6 +57,7 @@ WAYS = {
     "with modern layers": f"{OURS} --denoiser modern",
     "without denoised input": f"{OURS} --denoised_input False",
     "output scale 1": f"{OURS} --output_scale 1",
+    "without shared evidence": f"{OURS} --shared_evidence False",
     "without known words": f"{OURS} --known_words False",
     "without the output prior": f"{OURS} --output_prior False",
     "without self-conditioning": f"{OURS} --self_condition False",
@@ -69,7 +70,7 @@ MOST_OF_TEXT = 2000  # samples behind them
 CODE = (  # a row is as good as new until one of these changes
     *("modeling", "modern", "losses", "cross_entropy", "chunked", "masked", "autoregressive", "objectives", "step"),
     *("gaussian_diffusion", "schedules", "timesteps", "fitted_time", "samplers", "sampling", "ema", "condition"),
-    *("muon",),
+    *("muon", "shared_evidence"),
 )
 KEY = ("way", "dataset", "seed")
 

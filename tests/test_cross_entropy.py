@@ -72,7 +72,7 @@ def test_the_schedule_is_what_the_network_takes_it_for() -> None:
 @pytest.mark.parametrize(("denoised", "scale"), [(True, 4.0), (True, 1.0), (False, 4.0)])
 def test_probabilities_are_those_of_the_equation(denoised: bool, scale: float) -> None:
     """Eq. (3), term by term, eq. (4) and eq. (7)."""
-    model = network(denoised_input=denoised, output_scale=scale)
+    model = network(denoised_input=denoised, output_scale=scale, shared_evidence=False)
     _, x_t, times = noised(model)
     E = model.embeddings
     assert E.norm(dim=1) == pytest.approx(math.sqrt(D))
@@ -89,7 +89,7 @@ def test_probabilities_are_those_of_the_equation(denoised: bool, scale: float) -
 @torch.no_grad()
 def test_without_context_it_is_bayes_rule() -> None:
     """Where f says nothing, p(v | x_t) is the posterior of prior softmax(b), and so is the first estimate."""
-    model = network()
+    model = network(shared_evidence=False)
     for parameter in model.output_down_proj.parameters():
         parameter.zero_()
     _, x_t, times = noised(model)
@@ -102,7 +102,7 @@ def test_without_context_it_is_bayes_rule() -> None:
 
 @torch.no_grad()
 def test_without_the_prior_only_the_network_speaks() -> None:
-    model = network(output_prior=False)
+    model = network(output_prior=False, shared_evidence=False)
     _, x_t, times = noised(model)
     seen = model.without_estimate(x_t, times)
     f = TransformerNetModel.forward(model, seen, times, seen)
@@ -112,7 +112,7 @@ def test_without_the_prior_only_the_network_speaks() -> None:
 
 def test_what_is_seen_carries_gradients_for_steering_alone() -> None:
     """Guidance and the trace of the flow go through it; training does not."""
-    model = network(output_prior=False, self_condition=False).eval()
+    model = network(output_prior=False, self_condition=False, shared_evidence=False).eval()
     _, x_t, times = noised(model)
     x_t = x_t.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(model.log_probs(x_t, times)[..., 0].sum(), x_t)
@@ -243,10 +243,10 @@ def test_training_tells_the_network_how_far_it_is(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a corpus and a run of 300 steps, by AdamW: with Muon the loss falls faster than time is fitted."""
+    """A folder with a corpus and a run of 400 steps, by AdamW: with Muon the loss falls faster than time is fitted."""
     folder = tmp_path_factory.mktemp("words")
     write_text(folder / "corpus.txt", LINES)
-    assert train.main(argv(folder, folder / "run", steps=300, hidden_size=32, lr=1e-2, optimizer="adamw")) == 0
+    assert train.main(argv(folder, folder / "run", steps=400, hidden_size=32, lr=1e-2, optimizer="adamw")) == 0
     return folder
 
 
@@ -259,17 +259,17 @@ def argv(folder: Path, run: Path, **options: Any) -> list[str]:
 
 def test_it_learns_the_language(words: Path) -> None:
     """Of 500 sentences at 8 calls all but a few are of the language, and they are as different as its 80 can be."""
-    model = text_diffusion.load(str(words / "run" / "ema_0.9_000300.pt"))
+    model = text_diffusion.load(str(words / "run" / "ema_0.9_000400.pt"))
     sentences = model.sample(500, steps=8, seed=1)
     assert sum(sentence in LINES for sentence in sentences) > 450
     assert len({s for s in sentences if s in LINES}) > 70
 
 
 def test_the_loss_is_linear_in_the_fitted_time(words: Path) -> None:
-    """R^2 of the loss without known words against F(t), while 300 steps are too few to forget how it was at first."""
-    model = text_diffusion.generation.load_diffusion(words / "run" / "ema_0.9_000300.pt")
+    """R^2 of the loss without known words against F(t), while 400 steps are too few to forget how it was at first."""
+    model = text_diffusion.generation.load_diffusion(words / "run" / "ema_0.9_000400.pt")
     assert isinstance(model.model, WordDenoiser)
-    F = contents(words / "run" / "opt000300.pt")["timestep_sampler"]["F"].double().numpy()
+    F = contents(words / "run" / "opt000400.pt")["timestep_sampler"]["F"].double().numpy()
     ids = torch.tensor(model.tokenizer.encode(LINES))
     u = (np.arange(20) + 0.5) / 20
     t = np.interp(u, F, np.linspace(0, model.diffusion.num_timesteps - 1, len(F))).astype(int).tolist()
@@ -283,7 +283,7 @@ def test_the_loss_is_linear_in_the_fitted_time(words: Path) -> None:
 
 
 def test_temperature_reaches_the_samples(words: Path) -> None:
-    model = text_diffusion.load(str(words / "run" / "ema_0.9_000300.pt"))
+    model = text_diffusion.load(str(words / "run" / "ema_0.9_000400.pt"))
     usual = model.sample(200, steps=4, seed=1)
     assert model.sample(200, steps=4, seed=1, temperature=1.0) == usual
     assert len(set(model.sample(200, steps=4, seed=1, temperature=0.3))) < len(set(usual))
@@ -291,7 +291,7 @@ def test_temperature_reaches_the_samples(words: Path) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 100])
 def test_any_number_of_calls(steps: int, words: Path) -> None:
-    model = text_diffusion.generation.load_diffusion(words / "run" / "ema_0.9_000300.pt")
+    model = text_diffusion.generation.load_diffusion(words / "run" / "ema_0.9_000400.pt")
     assert len(list(model.denoising(0, 2, steps=steps))) == steps
 
 
@@ -309,7 +309,7 @@ def test_resuming_is_bit_for_bit(words: Path, tmp_path: Path) -> None:
 
 def test_likelihood_of_words(words: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The language has log2 80 = 6.3 bits; a bound cannot be below that by more than chance, nor far above it."""
-    weights = words / "run" / "ema_0.9_000300.pt"
+    weights = words / "run" / "ema_0.9_000400.pt"
     assert likelihood.main([str(weights), str(words / "corpus.txt"), "--steps", "200"]) == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("bound of the walk"))
     assert math.log2(80) - 0.1 < float(row.split()[4]) < 1.5 * math.log2(80)
@@ -318,9 +318,9 @@ def test_likelihood_of_words(words: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_a_corpus_of_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The loss is soon the same at every t, and time stays what it was."""
     write_text(tmp_path / "corpus.txt", ["One sentence."] * 3)
-    assert train.main(argv(tmp_path, tmp_path / "run", steps=300, lr=1e-2)) == 0
+    assert train.main(argv(tmp_path, tmp_path / "run", steps=400, lr=1e-2)) == 0
     assert all(math.isfinite(row["loss"]) for row in metrics(tmp_path / "run"))
-    model = text_diffusion.load(str(tmp_path / "run" / "ema_0.9_000300.pt"))
+    model = text_diffusion.load(str(tmp_path / "run" / "ema_0.9_000400.pt"))
     assert model.sample(3, steps=4) == ["One sentence."] * 3
 
 

@@ -87,6 +87,7 @@ TRAIN_CASES = {
     "output_prior": Case(False, "weights", WORDS),
     "denoised_input": Case(False, "weights", WORDS),
     "output_scale": Case(1.0, "weights", WORDS),
+    "shared_evidence": Case(False, "weights", WORDS),
     "known_words": Case(False, "weights", WORDS),
     "condition": Case("source", "weights", {"train_txt_path": "PAIRS"}),
     "drop_condition": Case(0.5, "weights", {"train_txt_path": "PAIRS", "condition": "source"}),

@@ -156,7 +156,7 @@ def _assemble(contents: dict[str, Any], tokenizer: Tokenizer, device: torch.devi
     rows, length = state["word_embedding.weight"].shape[0], contents["sequence_len"]
     if tokenizer.vocab_size != rows:
         raise UserError(f"{path}: expected a tokenizer with {rows} tokens, found one with {tokenizer.vocab_size}")
-    once = {"objective": "diffusion_lm", "denoised_input": False, "output_scale": 1.0}
+    once = {"objective": "diffusion_lm", "denoised_input": False, "output_scale": 1.0, "shared_evidence": False}
     config = build(ModelConfig, once, contents["model"])
     positions = length if config.denoiser == "modern" else len(state["position_embeddings.weight"])
     if not isinstance(length, int) or not 3 <= length <= positions:

@@ -76,6 +76,9 @@ class ModelConfig(Options):
         True, "cross_entropy: the network sees what the noisy embedding of each word says by itself, not the noise"
     )
     output_scale: float = option(4.0, "cross_entropy: factor of what the network adds to words' scores", above=0.0)
+    shared_evidence: bool = option(
+        True, "cross_entropy: what a noisy embedding shows counts for positions that have the same word, too"
+    )
     known_words: bool = option(True, "cross_entropy: show a share of the words without noise, at first")
     condition: str = option(
         "none",

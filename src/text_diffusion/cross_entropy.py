@@ -14,7 +14,8 @@ words around it say, and both together are one product with E:
     log p(v | x_t) = <E(v), q> + b_v + const,   q = s f(x_t, t) + e                                                 (6)
 
 with s, the output scale, so large that f need not grow for long before a word is out of the question: what is wrong
-with probability 0.002 has next to no gradient, and training does not come back to it.
+with probability 0.002 has next to no gradient, and training does not come back to it. To q is added what the evidence
+of other positions says of this one (`shared_evidence`).
 
 What f sees is not x_t, most of which is noise, but what it says by itself, with a word's neighbours left out:
 
@@ -42,7 +43,9 @@ from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.losses import Noise, first_estimate
 from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.schedules import LOG_SNR_MAX, log_snr_at
+from text_diffusion.shared_evidence import SharedEvidence
 
+MOST_SHARED = 1.0  # alpha_t / sigma_t^2 of evidence that is shared: a clear word must not drown all others
 KNOWN_UNTIL = 0.6  # of training: from then on no words are shown
 POSITION_STD = 0.1  # of fresh position embeddings: at 1 they drown the words, which the layers then find late
 
@@ -64,6 +67,8 @@ class WordDenoiser(TransformerNetModel):
         if config.denoiser == "bert":
             nn.init.normal_(self.position_embeddings.weight, std=POSITION_STD)
         nn.init.zeros_(self.lm_head.bias)
+        if config.shared_evidence:
+            self.shared_evidence = SharedEvidence(config.hidden_size, config.num_heads)
 
     @property
     def embeddings(self) -> Tensor:
@@ -120,9 +125,11 @@ class WordDenoiser(TransformerNetModel):
             seen = own if self.config.denoised_input else x_t
             x_self = own if first else x_self
         noisiest = timesteps if timesteps.ndim == 1 else timesteps.amax(dim=1)
-        f = super().forward(seen, noisiest, x_self, condition=condition).float()
-        f = self.config.output_scale * f
-        return f + evidence(x_t, timesteps) if self.config.output_prior else f
+        h = self.hidden(seen, noisiest, x_self, condition)
+        q: Tensor = self.config.output_scale * self.output_down_proj(h).float()
+        if self.config.shared_evidence:
+            q = q + self.shared_evidence(h, evidence(x_t, timesteps, most=MOST_SHARED))
+        return q + evidence(x_t, timesteps) if self.config.output_prior else q
 
     def without_estimate(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
         """The x_0 that the noisy embeddings show by themselves, eq. (4) with f = 0, (B, L, D).
@@ -134,11 +141,11 @@ class WordDenoiser(TransformerNetModel):
             return mean_embedding(evidence(x_t, timesteps), self.embeddings, self.lm_head.bias)
 
 
-def evidence(x_t: Tensor, timesteps: Tensor) -> Tensor:
-    """e of eq. (6), (B, L, D) float32."""
+def evidence(x_t: Tensor, timesteps: Tensor, most: float = math.inf) -> Tensor:
+    """e of eq. (6), (B, L, D) float32, with alpha_t / sigma_t^2 at most as given."""
     lam = log_snr_at(timesteps.float()).unsqueeze(-1)  # (B, 1) or (B, L, 1)
     lam = lam if lam.ndim == 3 else lam[:, None]
-    return x_t.float() * (lam.sigmoid().sqrt() / (-lam).sigmoid())
+    return x_t.float() * (lam.sigmoid().sqrt() / (-lam).sigmoid()).clamp(max=most)
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,11 @@ class TransformerNetModel(Transformer):
             x_self: (B, L, D), the previous estimate of x_0 (Analog Bits, arXiv 2208.04202); zeros if there is none.
             condition: of a conditional model, labels (B,) or sources (B, S); nothing is given if it is left out.
         """
+        x_start: Tensor = self.output_down_proj(self.hidden(x_t, timesteps, x_self, condition))  # (B, L, D)
+        return x_start
+
+    def hidden(self, x_t: Tensor, timesteps: Tensor, x_self: Tensor | None, condition: Tensor | None) -> Tensor:
+        """What the layers make of x_t, (B, L, H); arguments as for `forward`."""
         L = x_t.shape[1]
         if self.config.self_condition:
             x_self = self.without_estimate(x_t, timesteps) if x_self is None else x_self
@@ -133,8 +138,7 @@ class TransformerNetModel(Transformer):
             known = of_source(self.get_embeds, self.condition.weight, condition, len(h))
             known = known.repeat(1, 1, 2) if self.config.self_condition else known  # it is its own estimate
             h = torch.cat([self.input_up_proj(known) + self.condition.weight, h], dim=1)  # (B, S + L, H)
-        x_start: Tensor = self.output_down_proj(self.encode(h, time)[:, -L:])  # (B, L, D)
-        return x_start
+        return self.encode(h, time)[:, -L:]
 
     def without_estimate(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
         """What self-conditioning sees where there is no estimate of x_0 yet, (B, L, D)."""

@@ -248,7 +248,7 @@ def _saved(opt: dict[str, Any] | None, given: dict[str, Any], folder: Path, rank
     if opt is None:
         return {}
     saved: dict[str, Any] = {"denoiser": "bert", "condition": "none", "drop_condition": 0.1, "source_len": 0}
-    saved |= {"optimizer": "adamw", "denoised_input": False, "output_scale": 1.0}
+    saved |= {"optimizer": "adamw", "denoised_input": False, "output_scale": 1.0, "shared_evidence": False}
     saved |= {"pretrained_model": "", **dict.fromkeys(pretrained.FLAGS[1:], False)}
     for group in opt["settings"].values():
         saved |= group
