@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from rank_worker import CASES
 from toy import LINES, write_text
-from zygote import Zygote, ended, start_ranks
+from zygote import Zygote, ended, start_ranks, unless_crashed
 
 from text_diffusion.distributed import ALONE, Ranks
 
@@ -45,14 +46,19 @@ Found = dict[str, dict[str, Any]]
 @pytest.fixture(scope="module")
 def found(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Found]:
     """What the worker found, by the number of ranks."""
+
+    def work(size: int, attempt: int) -> Path:
+        folder = tmp_path_factory.mktemp(f"ranks{size}-{attempt}-")
+        processes = start_ranks(zygote, *[["worker", str(corpus), str(folder)]] * size)
+        assert ended(processes) == [0] * size, [process.err for process in processes]
+        return folder
+
     results = {}
     texts = tmp_path_factory.mktemp("texts")
     corpus = write_text(texts / "toy.txt", LINES)
     write_text(texts / "toy.tsv", [f"{line}\t{line.split()[1]}" for line in LINES])
     for size in (1, 2, 4):
-        folder = tmp_path_factory.mktemp(f"ranks{size}")
-        processes = start_ranks(zygote, *[["worker", str(corpus), str(folder)]] * size)
-        assert ended(processes) == [0] * size, [process.err for process in processes]
+        folder = unless_crashed(partial(work, size))
         results[size] = torch.load(folder / "found.pt", weights_only=True)
     return results
 

@@ -12,10 +12,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 HERE = Path(__file__).resolve().parent
 
 
@@ -74,8 +76,21 @@ class Zygote:
         self.process.communicate()
 
 
+class Crashed(AssertionError):
+    """A process ended by a segmentation fault, or aborted; with its stack."""
+
+
+def unless_crashed(work: Callable[[int], T]) -> T:
+    """work(0); or, if PyTorch crashes (FSDP2 on CPUs does, see docs/distributed.md), work(1), as a user would go on."""
+    try:
+        return work(0)
+    except Crashed as crash:
+        print(crash, file=sys.stderr)
+        return work(1)
+
+
 def ended(processes: list[Process], seconds: float = 300) -> list[int]:
-    """Wait for them; their statuses. Those that do not end in time are killed; a crash is shown."""
+    """Wait for them; their statuses. Those that do not end in time are killed. Raises `Crashed`."""
     deadline = time.monotonic() + seconds
     found: list[int | None] = [None] * len(processes)
     while None in found:
@@ -86,7 +101,8 @@ def ended(processes: list[Process], seconds: float = 300) -> list[int]:
                     process.send(signal.SIGKILL)
         time.sleep(0.02)
     for status, process in zip(found, processes, strict=True):
-        assert status not in (-signal.SIGSEGV, -signal.SIGABRT), process.err
+        if status in (-signal.SIGSEGV, -signal.SIGABRT):
+            raise Crashed(process.err)
     return [status for status in found if status is not None]
 
 
