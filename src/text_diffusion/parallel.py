@@ -96,16 +96,16 @@ def whole(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
     Rank r has rows r c to (r + 1) c - 1 of n, c = ceil(n / ranks). Many are exchanged at once, as small ones take long.
     """
     bucket: list[Tensor] = []
-    for i, tensor in enumerate(tensors):
+    for tensor in tensors:
+        if _is_dtensor(tensor):
+            bucket.append(tensor)
+            if sum(one.numel() for one in bucket) <= BUCKET:
+                continue
+        yield from _gathered(bucket)
+        bucket = []
         if not _is_dtensor(tensor):
-            yield from _gathered(bucket)
-            bucket = []
             yield tensor
-            continue
-        bucket.append(tensor)
-        if i + 1 == len(tensors) or sum(one.numel() for one in bucket) > BUCKET:
-            yield from _gathered(bucket)
-            bucket = []
+    yield from _gathered(bucket)
 
 
 @torch.no_grad()

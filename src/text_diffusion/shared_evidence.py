@@ -1,12 +1,12 @@
-"""What noisy embeddings elsewhere in a sentence say of a word here: names return, and forms of one verb go together.
+"""What noisy embeddings elsewhere in a sentence say of a word here, where the same word returns: a name, say.
 
-    s_i = sum_{j != i} a_ij e_j,   a_ij = sum_h g_h softmax_j <Q_h h_i, K_h h_j> / sqrt(d)
+    u_i = sum_{j != i} a_ij e_j,   a_ij = sum_h g_h softmax_j <Q_h h_i, K_h h_j> / sqrt(d)
 
 e_j (`cross_entropy`, eq. 6) is what the noisy embedding of position j adds to the score of each word there, and Bayes'
 rule would add it to those of position i too, if both were known to have the same word. Where that is so, attention
 over the layers' output h finds out; the evidence itself goes past the layers, which need not carry it word for word
 (a pointer, Vinyals et al. 2015, arXiv 1506.03134). Heads add up with a gate g_h each, of any sign: evidence may also
-count against a word. Shapes: h (B, L, H), e and s (B, L, D).
+count against a word. Shapes: h (B, L, H), e and u (B, L, D).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FIRST_GATE = 0.1
 
 
 class SharedEvidence(nn.Module):
-    """s of the equation above.
+    """u of the equation above.
 
     Args:
         hidden_size: H.
