@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -175,7 +176,10 @@ def measured(task: Task, way: str, seed: int, args: argparse.Namespace, known: d
         row |= {"seconds": trained.seconds, "cpu_seconds": trained.cpu_seconds, "machine": machine()}
         row["parameters"] = sum(parameter.numel() for parameter in model.model.parameters())
         row |= linearity(model, trained.weights, held_out) | bits(model, task, held_out, args.lines)
-        return row | {"samplings": judged(model, task, args.samples)}
+        row["samplings"] = judged(model, task, args.samples)
+        if args.runs:
+            shutil.move(scratch / "run", args.runs / f"{task.name}-{way}-{seed}".replace(" ", "-"))
+        return row
 
 
 def code_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -206,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=4000, help=f"of {REFERENCE}, whose time all have")
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--lines", type=int, default=200, help="held-out lines for the bound")
+    parser.add_argument("--runs", type=Path, help="a folder to keep the trained models in")
     parser.add_argument("--merge", type=Path, help="a results.json whose rows to take; nothing is measured")
     args = parser.parse_args(argv)
     if args.merge:
