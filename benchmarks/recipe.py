@@ -135,10 +135,10 @@ def linearity(model: Writer, weights: Path, text_file: Path) -> dict[str, float]
     return found | {"r_squared": float(np.corrcoef(u, losses)[0, 1] ** 2)}
 
 
-def judged(model: Writer, task: Task, samples: int) -> list[dict[str, Any]]:
+def judged(model: Writer, task: Task, samples: int, at: Sequence[int] = CALLS) -> list[dict[str, Any]]:
     """Quality against network calls, by the sampler that the command takes."""
     rows = []
-    for calls in (model.sequence_len - 1,) if isinstance(model, Autoregressive) else CALLS:
+    for calls in (model.sequence_len - 1,) if isinstance(model, Autoregressive) else at:
         n = samples if task.grammar else min(samples, MOST_OF_TEXT)
         started = time.perf_counter()
         sentences = model.sample(n) if isinstance(model, Autoregressive) else model.sample(n, steps=calls)

@@ -9,6 +9,7 @@ from typing import Any
 
 import control_e2e_table
 import control_table
+import distillation_table
 import evaluation_table
 import likelihood_table
 import projection
@@ -291,6 +292,7 @@ PLACES: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("docs/control.md", "control-e2e", control_e2e_table.render),
     ("docs/evaluation.md", "animals", partial(evaluation_table.render, "animals")),
     ("docs/recipe.md", "recipe", recipe_table.render),
+    ("docs/recipe.md", "distillation", distillation_table.render),
     ("docs/recipe.md", "vocabulary", recipe_table.render_vocabulary),
     ("docs/evaluation.md", "e2e", partial(evaluation_table.render, "e2e")),
     ("docs/evaluation.md", "likelihood", likelihood_table.render),

@@ -55,21 +55,37 @@ def berts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: save_bert(folder / name, seed=seed) for seed, name in enumerate(("BERT", "OTHER_BERT"))}
 
 
+@pytest.fixture(scope="module")
+def teachers(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    found = {}
+    for seed, name in enumerate(("TEACHER", "OTHER_TEACHER")):
+        folder = tmp_path_factory.mktemp("teachers") / name
+        options = {name: value for name, value in {**SIZES, **WORDS}.items() if value is not None}
+        assert train.main(flags(dataset=corpus, checkpoint_path=folder, steps=2, seed=seed, **options)) == 0
+        found[name] = folder / "model000002.pt"
+    return found
+
+
 @pytest.fixture
-def texts(tmp_path: Path, berts: dict[str, Path]) -> dict[str, Path]:
+def texts(tmp_path: Path, berts: dict[str, Path], teachers: dict[str, Path]) -> dict[str, Path]:
     """Files that flags may name, for the values in capitals below."""
     vocab = tmp_path / "vocab.json"
     tokenizers.save(train_word_level([*LINES, "more words"]), vocab)
-    return berts | {
-        "OTHER": write_text(tmp_path / "other.txt", LINES[:40]),
-        "PAIRS": write_text(tmp_path / "pairs.tsv", [f"{line.split()[1]}\t{line}" for line in LINES]),
-        "HELD_OUT": write_text(tmp_path / "held-out.txt", LINES[:6]),
-        "VOCAB": vocab,
-        "FOLDER": tmp_path / "elsewhere",
-    }
+    return (
+        berts
+        | teachers
+        | {
+            "OTHER": write_text(tmp_path / "other.txt", LINES[:40]),
+            "PAIRS": write_text(tmp_path / "pairs.tsv", [f"{line.split()[1]}\t{line}" for line in LINES]),
+            "HELD_OUT": write_text(tmp_path / "held-out.txt", LINES[:6]),
+            "VOCAB": vocab,
+            "FOLDER": tmp_path / "elsewhere",
+        }
+    )
 
 
 WORDS = {"objective": "cross_entropy", "diffusion_steps": None}  # None: left out
+TAUGHT = {**WORDS, "teacher": "TEACHER", "pairs": 8, "teacher_steps": 2}
 PRETRAINED = {"init_pretrained": True, "pretrained_embeddings": True, "in_channel": 16, "num_layers": 2}
 NO_EMBEDDINGS = {"pretrained_embeddings": False}
 TRAIN_CASES = {
@@ -88,6 +104,7 @@ TRAIN_CASES = {
     "denoised_input": Case(False, "weights", WORDS),
     "output_scale": Case(1.0, "weights", WORDS),
     "shared_evidence": Case(False, "weights", WORDS),
+    "least_evidence": Case(0.5, "weights", WORDS),
     "known_words": Case(False, "weights", WORDS),
     "condition": Case("source", "weights", {"train_txt_path": "PAIRS"}),
     "drop_condition": Case(0.5, "weights", {"train_txt_path": "PAIRS", "condition": "source"}),
@@ -119,6 +136,9 @@ TRAIN_CASES = {
     "gradient_clipping": Case(0.01, "weights"),
     "ema_rate": Case("0.1,0.99", "names"),
     "seed": Case(1, "weights"),
+    "teacher": Case("OTHER_TEACHER", "weights", TAUGHT),
+    "pairs": Case(20, "weights", TAUGHT),
+    "teacher_steps": Case(3, "weights", TAUGHT),
     "log_interval": Case(1, "metrics"),
     "eval_interval": Case(2, "validation"),
     "save_interval": Case(2, "names"),

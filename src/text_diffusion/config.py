@@ -79,6 +79,9 @@ class ModelConfig(Options):
     shared_evidence: bool = option(
         True, "cross_entropy: what a noisy embedding shows counts for positions that have the same word, too"
     )
+    least_evidence: float = option(
+        0.0, "cross_entropy: what a noisy embedding shows counts as if alpha/sigma^2 were at least this", low=0.0
+    )
     known_words: bool = option(True, "cross_entropy: show a share of the words without noise, at first")
     condition: str = option(
         "none",
@@ -170,6 +173,12 @@ class TrainConfig(Options):
     gradient_clipping: float = option(1.0, "largest gradient norm; 0: no clipping", low=0.0)
     ema_rate: tuple[float, ...] = option((0.9999,), "EMA rates, separated by commas", low=0.0, high=1.0)
     seed: int = option(102, "seed of everything random", low=0, high=2**32 - 1)
+    teacher: str = option(
+        "",
+        "weights of a cross_entropy model, whose student this run is: it needs a call, or a few (`distillation`)",
+    )
+    pairs: int = option(20_000, "sentences that a teacher writes for its student to learn from", low=2)
+    teacher_steps: int = option(20, "network calls that a teacher takes for each of them", low=1)
     log_interval: int = option(50, "steps between rows of metrics.jsonl", low=1)
     eval_interval: int = option(500, "steps between validations, each with a few samples; 0: never", low=0)
     save_interval: int = option(1000, "steps between checkpoints", low=1)

@@ -128,8 +128,8 @@ class WordDenoiser(TransformerNetModel):
         h = self.hidden(seen, noisiest, x_self, condition)
         q: Tensor = self.config.output_scale * self.output_down_proj(h).float()
         if self.config.shared_evidence:
-            q = q + self.shared_evidence(h, evidence(x_t, timesteps, most=MOST_SHARED))
-        return q + evidence(x_t, timesteps) if self.config.output_prior else q
+            q = q + self.shared_evidence(h, self.evidence(x_t, timesteps, most=MOST_SHARED))
+        return q + self.evidence(x_t, timesteps) if self.config.output_prior else q
 
     def without_estimate(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
         """The x_0 that the noisy embeddings show by themselves, eq. (4) with f = 0, (B, L, D).
@@ -138,14 +138,18 @@ class WordDenoiser(TransformerNetModel):
         """
         gradient = torch.is_grad_enabled() and not self.training
         with torch.autocast(x_t.device.type, enabled=False), torch.set_grad_enabled(gradient):
-            return mean_embedding(evidence(x_t, timesteps), self.embeddings, self.lm_head.bias)
+            return mean_embedding(self.evidence(x_t, timesteps), self.embeddings, self.lm_head.bias)
+
+    def evidence(self, x_t: Tensor, timesteps: Tensor, most: float = math.inf) -> Tensor:
+        """e of eq. (6), (B, L, D) float32, with alpha_t / sigma_t^2 at least `least_evidence` and at most as given."""
+        return evidence(x_t, timesteps, self.config.least_evidence, most)
 
 
-def evidence(x_t: Tensor, timesteps: Tensor, most: float = math.inf) -> Tensor:
-    """e of eq. (6), (B, L, D) float32, with alpha_t / sigma_t^2 at most as given."""
+def evidence(x_t: Tensor, timesteps: Tensor, least: float = 0.0, most: float = math.inf) -> Tensor:
+    """e of eq. (6), (B, L, D) float32, with alpha_t / sigma_t^2 within bounds."""
     lam = log_snr_at(timesteps.float()).unsqueeze(-1)  # (B, 1) or (B, L, 1)
     lam = lam if lam.ndim == 3 else lam[:, None]
-    return x_t.float() * (lam.sigmoid().sqrt() / (-lam).sigmoid()).clamp(max=most)
+    return x_t.float() * (lam.sigmoid().sqrt() / (-lam).sigmoid()).clamp(least, most)
 
 
 @dataclass(frozen=True)

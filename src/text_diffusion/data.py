@@ -77,8 +77,16 @@ class Batches:
     The stream runs through epoch after epoch without gaps, so that a corpus smaller than a batch works too.
     """
 
-    def __init__(self, ids: Tensor, batch_size: int, seed: int, conditions: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        ids: Tensor,
+        batch_size: int,
+        seed: int,
+        conditions: Tensor | None = None,
+        noises: Tensor | None = None,
+    ) -> None:
         self.ids, self.conditions = ids, conditions  # (N, L); (N,) or (N, S), if sentences are given something
+        self.noises = noises  # (N, L, D), if each was made of its own
         self.batch_size = batch_size
         self.seed = seed
         self._orders: dict[int, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
@@ -90,6 +98,10 @@ class Batches:
     def condition(self, step: int, part: slice = slice(None)) -> Tensor | None:
         """What the sentences of `batch` are given."""
         return None if self.conditions is None else self.conditions[self._rows(step, part)]
+
+    def noise(self, step: int, part: slice = slice(None)) -> Tensor | None:
+        """The noise that the sentences of `batch` were made of."""
+        return None if self.noises is None else self.noises[self._rows(step, part)]
 
     def _rows(self, step: int, part: slice) -> Tensor:
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[part]

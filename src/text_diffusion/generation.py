@@ -80,6 +80,11 @@ class TextDiffusion:
         """Those that the model was trained with, by number."""
         return tuple(self.info.get("labels", ()))
 
+    @property
+    def is_student(self) -> bool:
+        """Whether the first noise tells it the sentence (see `distillation`)."""
+        return self.model.config.least_evidence > 0
+
     def sample(
         self, n: int = 10, *, batch_size: int | None = None, controls: Sequence[Control] | Plan = (), **settings: Any
     ) -> list[str]:
@@ -131,7 +136,7 @@ class TextDiffusion:
         T = self.diffusion.num_timesteps
         steered = controls if isinstance(controls, Plan) else self.plan(controls, settings.get("sequence_len"))
         levels = steered.levels(T)
-        how = Sampling(**{"steps": min(Sampling.steps, levels)} | settings).chosen(steered.fills)
+        how = Sampling(**{"steps": min(Sampling.steps, levels)} | settings).chosen(steered.fills, self.is_student)
         if how.halt is not None and steered.is_needed:
             raise UserError(
                 "halt leaves alone what seems settled by its words, and controls may move it yet: "

@@ -46,7 +46,7 @@ class Objective:
     process: dict[str, Any] = field(default_factory=dict)
 
 
-OF_WORDS = ("output_prior", "denoised_input", "output_scale", "shared_evidence", "known_words")
+OF_WORDS = ("output_prior", "denoised_input", "output_scale", "shared_evidence", "least_evidence", "known_words")
 OBJECTIVES = {
     "diffusion_lm": Objective(TransformerNetModel, diffusion_lm_loss, "mse", OF_WORDS),
     "cross_entropy": Objective(

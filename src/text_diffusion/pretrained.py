@@ -26,7 +26,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import tokenizers
 import torch
@@ -54,9 +54,31 @@ ADJUSTABLE = ("lr", "optimizer", "dropout")  # what follows from the model unles
 ROUNDING = 128  # a table of embeddings may have fewer than so many rows more than there are tokens
 
 
+class Origin(Protocol):
+    """What a new run starts from: settings that follow from it, the JSON text of a tokenizer, if it has its own."""
+
+    @property
+    def folder(self) -> Path | str:
+        """Where it is, for messages."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """By name."""
+
+    @property
+    def tokenizer(self) -> str:
+        """ "" if the run has another."""
+
+    def check_length(self, length: int) -> None:
+        """Refuse sentences that it has no places for."""
+
+    def load_into(self, model: Network) -> None:
+        """Replace what a fresh network takes from it."""
+
+
 @dataclass(frozen=True)
 class Start:
-    """What a new run starts from.
+    """A BERT as what a new run starts from.
 
     Args:
         folder: of the model.
@@ -125,7 +147,7 @@ def find(given: dict[str, Any]) -> Start | None:
     return Start(folder, config, wanted, settings, tokenizer)
 
 
-def tokenizer_of(config: DataConfig, text: corpus.Corpus, start: Start | None) -> tuple[str, Path | None]:
+def tokenizer_of(config: DataConfig, text: corpus.Corpus, start: Origin | None) -> tuple[str, Path | None]:
     """JSON text of the tokenizer of a new run; and, if it was trained for it, where to save it."""
     if start is None or not start.tokenizer:
         tokenizer, new_file = corpus.find_tokenizer(config, text)

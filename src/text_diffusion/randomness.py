@@ -28,6 +28,7 @@ class Stream(IntEnum):
     SAMPLE = 5
     SPLIT = 6
     LIKELIHOOD = 7
+    PAIRS = 8
     CONTROL = 20
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from text_diffusion import checkpoint, pretrained
+from text_diffusion import checkpoint, distillation, pretrained
 from text_diffusion import config as settings
 from text_diffusion import corpus as corpora
 from text_diffusion import tokenizer as tokenizers
@@ -19,6 +19,7 @@ from text_diffusion.checkpoint import resumable_steps
 from text_diffusion.config import DataConfig, DiffusionConfig, ModelConfig, TrainConfig
 from text_diffusion.data import Batches
 from text_diffusion.device import check_compiler, pick_device, pick_precision
+from text_diffusion.distillation import Teacher
 from text_diffusion.distributed import ALONE, Ranks
 from text_diffusion.ema import EMA
 from text_diffusion.encoding import encode, encode_given
@@ -46,6 +47,7 @@ FIXED = {
     *ModelConfig.__dataclass_fields__,
     *DiffusionConfig.__dataclass_fields__,
     *("tokenizer", "sequence_len", "source_len", "long_lines", "batch_size", "seed", "ema_rate", "optimizer"),
+    *("pairs", "teacher_steps"),
 }
 
 
@@ -71,7 +73,9 @@ class Run:
     mirror: Mirror | None = None  # of a folder in an object store; on rank 0
     held_out_given: Tensor | None = None  # what the held-out sentences are given, with --condition
     labels: tuple[str, ...] = ()  # with --condition labels
-    start: pretrained.Start | None = None  # of a new run that starts from pretrained weights
+    start: pretrained.Origin | None = None  # whose weights a new run starts with
+    teacher: Teacher | None = None  # of a student
+    held_out_noise: Tensor | None = None  # of the held-out sentences of a student
 
     @property
     def objective(self) -> Objective:
@@ -122,7 +126,7 @@ class Run:
             "fingerprint": self.fingerprint,
             "meter": meter,
         }
-        extra |= {"world_size": self.ranks.size}
+        extra |= {"world_size": self.ranks.size, "teacher": self.teacher.fingerprint if self.teacher else ""}
         return state.snapshot(self.ranks, self.id, about, extra)
 
 
@@ -137,6 +141,7 @@ def prepare(given: dict[str, Any], ranks: Ranks = ALONE) -> tuple[Run, TrainStat
     ranks.agree("flags", {f"--{name}": value for name, value in given.items()})
     data_config = settings.build(DataConfig, given)
     name = corpora.dataset_name(data_config)
+    name += "-student" if given.get("teacher") else ""
     path = given.get("checkpoint_path") or str(project_root() / "ckpts" / name)
     mirror = ranks.together(lambda: Mirror(path) if is_remote(path) and ranks.first else None)
     folder = cache_of(path) if is_remote(path) else Path(path)
@@ -153,8 +158,15 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
     there = resumable_steps(folder)
     ranks.on_first(lambda: check_own_settings(folder, bool(there)))
     opt = ranks.on_first(lambda: find_checkpoint(folder))
-    start = ranks.on_first(lambda: pretrained.find(given)) if opt is None else None
-    saved = start.settings if start else _saved(opt, given, folder, ranks)
+    saved = _saved(opt, given, folder, ranks)
+    teacher = ranks.together(lambda: distillation.find(given, saved))
+    if opt and opt.get("teacher", "") != (teacher.fingerprint if teacher else ""):
+        raise UserError(
+            f"--teacher must be the weights that the run in {folder} was started with, found "
+            f"{teacher.path if teacher else 'none'}; give --checkpoint_path another folder to start a new run"
+        )
+    start = (teacher or ranks.on_first(lambda: pretrained.find(given))) if opt is None else None
+    saved = start.settings if start else saved
     model_config, diffusion_config, data_config, config = _configs(saved, given)
     check_shares(config.batch_size, ranks)
     sharded = ranks.size > 1 and (config.parallel == "fsdp" or bool(opt and opt.get("shards")))
@@ -171,6 +183,11 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
     data_config, train_ids, held_out = encode(data_config, corpus, tokenizer)
     if start:
         start.check_length(data_config.sequence_len)
+    if teacher and corpus.labels != teacher.writer.labels:
+        raise UserError(
+            f"{corpus.source}: expected the labels that the teacher knows, {', '.join(teacher.writer.labels)}, found "
+            f"{', '.join(corpus.labels)}"
+        )
     conditions = held_out_conditions = None
     if corpus.condition != "none":
         data_config, conditions, held_out_conditions = encode_given(data_config, corpus, tokenizer)
@@ -206,8 +223,11 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
         ranks=ranks,
         mirror=mirror,
         start=start,
+        teacher=teacher,
     )
     try:
+        if teacher and (opt is None or opt["step"] < config.steps):
+            run = taught(run, teacher)
         if sharded:
             check_shared(folder, ranks)
         state = new_state(run, opt)
@@ -218,6 +238,18 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
             run.lock.release()
         raise
     return run, state
+
+
+def taught(run: Run, teacher: Teacher) -> Run:
+    """The run of a student, which learns from what its teacher writes instead of from the text."""
+    pairs, held_out = teacher.pairs(run.config, run.batches.conditions, run.device, run.ranks).split()
+    return replace(
+        run,
+        batches=Batches(pairs.ids, run.config.batch_size, run.config.seed, pairs.conditions, pairs.noise),
+        held_out=held_out.ids,
+        held_out_given=held_out.conditions,
+        held_out_noise=held_out.noise,
+    )
 
 
 def _configs(
@@ -249,6 +281,7 @@ def _saved(opt: dict[str, Any] | None, given: dict[str, Any], folder: Path, rank
         return {}
     saved: dict[str, Any] = {"denoiser": "bert", "condition": "none", "drop_condition": 0.1, "source_len": 0}
     saved |= {"optimizer": "adamw", "denoised_input": False, "output_scale": 1.0, "shared_evidence": False}
+    saved |= {"pairs": TrainConfig.pairs, "teacher_steps": TrainConfig.teacher_steps, "least_evidence": 0.0}
     saved |= {"pretrained_model": "", **dict.fromkeys(pretrained.FLAGS[1:], False)}
     for group in opt["settings"].values():
         saved |= group

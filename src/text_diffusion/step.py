@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,7 +51,7 @@ def gradient(run: Run, state: TrainState, loss: nn.Module) -> dict[str, Tensor]:
         The terms of the loss by name, and `t`, each (b,), of this rank's share.
     """
     config, seed, step, ranks = run.config, run.config.seed, state.step, run.ranks
-    B, shape = config.batch_size, (run.data_config.sequence_len, run.model_config.in_channel)
+    B = config.batch_size
     state.model.progress = step / config.steps
     if run.model_config.dropout:
         torch.manual_seed(mix(seed, Stream.DROPOUT, step, ranks.rank))
@@ -62,7 +63,7 @@ def gradient(run: Run, state: TrainState, loss: nn.Module) -> dict[str, Tensor]:
     for start in range(mine.start, mine.stop, micro):
         stop = min(start + micro, mine.stop)
         part = slice(start - mine.start, stop - mine.start)
-        noise = Noise.draw((seed, Stream.TRAIN, step, 0), start, stop, shape, run.device)
+        noise = noise_of(run, step, slice(start, stop))
         with summing(loss, last=stop == mine.stop):
             with torch.autocast(run.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 terms = loss(input_ids[part], t[part], noise, None if condition is None else condition[part])
@@ -97,14 +98,21 @@ def examples(run: Run, state: TrainState, mine: slice) -> tuple[Tensor, Tensor, 
     return run.batches.batch(step, mine), t, weights, condition
 
 
+def noise_of(run: Run, step: int, part: slice) -> Noise:
+    """The noise of some sentences of the batch of a step; for a student, that which its teacher made them of."""
+    shape = (run.data_config.sequence_len, run.model_config.in_channel)
+    noise = Noise.draw((run.config.seed, Stream.TRAIN, step, 0), part.start, part.stop, shape, run.device)
+    own = run.batches.noise(step, part)
+    return noise if own is None else replace(noise, t=own)
+
+
 @torch.no_grad()
 def goes_on(run: Run, state: TrainState, loss: nn.Module) -> bool:
     """Whether the weights will do for another step: whether the loss of its first micro-batch here is finite."""
     config, mine = run.config, run.ranks.share(run.config.batch_size)
     first = slice(mine.start, min(mine.start + (config.microbatch or config.batch_size), mine.stop))
-    shape = (run.data_config.sequence_len, run.model_config.in_channel)
     input_ids, t, weights, condition = examples(run, state, first)
-    noise = Noise.draw((config.seed, Stream.TRAIN, state.step, 0), first.start, first.stop, shape, run.device)
+    noise = noise_of(run, state.step, first)
     with torch.autocast(run.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         terms = loss(input_ids, t, noise, condition)
     return bool(terms.total(weights).isfinite().all())

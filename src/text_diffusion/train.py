@@ -131,7 +131,7 @@ def evaluate(run: Run, state: TrainState, tracker: Tracker | None) -> None:
     """Validate the first EMA on held-out text, all ranks together, and let it write a few sentences."""
     model = whole_copy(state.emas[0].model, run.network)
     if run.held_out is not None:
-        row = validate(model, run.diffusion, run.held_out, run.ranks, run.held_out_given)
+        row = validate(model, run.diffusion, run.held_out, run.ranks, run.held_out_given, run.held_out_noise)
         if tracker:
             tracker.log({"step": state.step, **row, "world_size": run.ranks.size})
             tracker.say(f"step {state.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -25,11 +27,12 @@ def validate(
     held_out: Tensor,
     ranks: Ranks = ALONE,
     condition: Tensor | None = None,
+    noises: Tensor | None = None,
 ) -> dict[str, float]:
     """Means of the loss terms over held-out sentences (N, L), the accuracy of rounding x_0, the embeddings' health.
 
     Every run and every step is asked the same: t covers 0..T-1 evenly, the noise is always the same, and each rank
-    asks its share.
+    asks its share. Of sentences that were made of noise (N, L, D) of their own, it is that.
     """
     ids = held_out[:SENTENCES]
     t = evenly_spread(len(ids), diffusion.num_timesteps).to(ids.device)
@@ -40,6 +43,7 @@ def validate(
     for start in range(mine.start, mine.stop, AT_ONCE):
         part = slice(start, min(start + AT_ONCE, mine.stop))
         noise = Noise.draw((0, Stream.VALIDATION), part.start, part.stop, shape, ids.device)
+        noise = noise if noises is None else replace(noise, t=noises[part])
         terms = loss(model, diffusion, ids[part], t[part], noise, None if condition is None else condition[part])
         values = {"loss": terms.total(), **vars(terms)}
         if isinstance(model, TransformerNetModel):

@@ -1,0 +1,174 @@
+"""A student, which learns where the flow of a teacher takes each noise, and needs one call for it, or a few.
+
+    w = the sentence that the teacher makes of the noise eps, no other noise being drawn                            (1)
+    x_t = alpha_t E(w) + sigma_t eps                                                                                (2)
+    loss = -log p(w | x_t)                                                                                          (3)
+
+In ordinary training eps says nothing of w: of x_T a network can only tell how frequent words are, and has to be asked
+again and again on the way. Here eps decides w, and the whole sentence can be told from it at once. This is the reflow
+of rectified flow (Liu et al. 2022, arXiv 2209.03003, section 2.2) with probabilities of words in the place of squares;
+network, loss, time and samplers are those of `cross_entropy`, and the student begins with the teacher's weights.
+
+What decides is eps as it is where the teacher begins to choose words, at alpha_t / sigma_t^2 = 0.2 or so (lambda near
+-3): at x_T, lambda = -12, that factor is 0.0025, and of a network that sees what x_t says of words (eq. 7 of
+`cross_entropy`) eps would be hidden. So x_t counts as if the factor were at least LEAST_EVIDENCE.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from text_diffusion import checkpoint, pretrained
+from text_diffusion.condition import Given
+from text_diffusion.config import TrainConfig, build
+from text_diffusion.control.controls import Plan
+from text_diffusion.cross_entropy import WordDenoiser
+from text_diffusion.distributed import Ranks
+from text_diffusion.errors import UserError
+from text_diffusion.generation import TextDiffusion, writer_of
+from text_diffusion.objectives import Network
+from text_diffusion.randomness import Stream, mix
+from text_diffusion.remote import local
+from text_diffusion.tracking import clock
+
+LEAST_EVIDENCE = 0.25
+LR = 2e-3  # unless another is given: the student has less to learn than the teacher had
+ADJUSTABLE = ("lr", "dropout", "least_evidence")  # what follows from the teacher unless said otherwise
+HELD_OUT, MOST_HELD_OUT = 0.05, 512  # of the pairs, for validation
+SAY_EVERY = 10.0  # seconds
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Sentences and the noise that each was made of.
+
+    Args:
+        ids: w, (N, L) int64.
+        noise: eps, (N, L, D).
+        conditions: what each was given, (N,) or (N, S), if anything.
+    """
+
+    ids: Tensor
+    noise: Tensor
+    conditions: Tensor | None = None
+
+    def split(self) -> tuple[Pairs, Pairs]:
+        """Those to learn from, and those held out, which are the last."""
+        n = len(self.ids) - min(MOST_HELD_OUT, max(1, int(HELD_OUT * len(self.ids))))
+        parts = [(slice(None, n)), slice(n, None)]
+        mine, held_out = (
+            Pairs(self.ids[p], self.noise[p], None if self.conditions is None else self.conditions[p]) for p in parts
+        )
+        return mine, held_out
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What a student begins as and learns from.
+
+    Args:
+        path: of its weights, as given.
+        writer: the teacher, on the CPU.
+        settings: of the student, that follow from it.
+        tokenizer: its JSON text.
+        fingerprint: of the weights.
+    """
+
+    path: str
+    writer: TextDiffusion
+    settings: dict[str, Any]
+    tokenizer: str
+    fingerprint: str
+
+    @property
+    def folder(self) -> str:
+        """Where it is, for messages."""
+        return self.path
+
+    def check_length(self, length: int) -> None:
+        """Refuse sentences of another length than the teacher's."""
+        assert length == self.writer.sequence_len, "it follows from the teacher"
+
+    def load_into(self, model: Network) -> None:
+        """Replace a fresh network's weights by the teacher's."""
+        model.load_state_dict(self.writer.model.state_dict())
+
+    def pairs(self, config: TrainConfig, conditions: Tensor | None, device: torch.device, ranks: Ranks) -> Pairs:
+        """eq. (1), `config.pairs` times; each rank makes its share.
+
+        Args:
+            config: of the student.
+            conditions: what sentences of the training text are given, (M, ...), if anything: each in turn.
+            device: where to.
+            ranks: who shares the work.
+        """
+        writer = writer_of(checkpoint.load_weights(local(self.path), device))
+        assert isinstance(writer, TextDiffusion), "it was one when it was found"
+        given = None if conditions is None else Given(conditions.to(device))
+        plan, size = Plan(given=given), writer.choose_batch_size(config.pairs)
+        batches = [(start, min(start + size, config.pairs)) for start in range(0, config.pairs, size)]
+        mine = batches[ranks.rank * len(batches) // ranks.size : (ranks.rank + 1) * len(batches) // ranks.size]
+        how = {"steps": config.teacher_steps, "seed": mix(config.seed, Stream.PAIRS) % 2**32, "sampler": "dpm-solver++"}
+        print(
+            f"{self.path} writes {config.pairs:,} sentences in {config.teacher_steps} calls each, to learn from",
+            file=sys.stderr,
+        )
+        parts: list[tuple[Tensor, Tensor]] = []
+        started = said = time.monotonic()
+        for number, (start, stop) in enumerate(mine):
+            walk = writer.denoising(start, stop, plan, **how)
+            first = next(walk)
+            last = deque(walk, maxlen=1).pop() if config.teacher_steps > 1 else first
+            parts.append((writer.model.get_logits(last.pred_xstart).argmax(dim=-1).cpu(), first.x_t.cpu()))
+            if (now := time.monotonic()) - said > SAY_EVERY and number + 1 < len(mine):
+                said, left = now, (now - started) / (number + 1) * (len(mine) - number - 1)
+                print(f"{(number + 1) / len(mine):.0%} written, {clock(left)} left", file=sys.stderr)
+        parts = [part for share in ranks.gather(parts) for part in share]
+        ids, noise = (torch.cat([part[i] for part in parts]).to(device) for i in (0, 1))
+        return Pairs(ids, noise, None if given is None else given.of(0, config.pairs))
+
+
+def find(given: dict[str, Any], saved: dict[str, Any]) -> Teacher | None:
+    """The teacher that the flags, or the settings of the run that goes on, name; None without one.
+
+    Raises:
+        UserError: the file is not one of a teacher, or a flag contradicts it.
+    """
+    path: str = given.get("teacher", saved.get("teacher", ""))
+    about = {name: given[name] for name in ("pairs", "teacher_steps") if name in given}
+    build(TrainConfig, about)  # in range?
+    if not path:
+        if about:
+            raise UserError(
+                f"--{next(iter(about))} is about what a teacher writes, so it expects --teacher WEIGHTS, found none"
+            )
+        return None
+    file = local(path)
+    writer = writer_of(checkpoint.load_weights(file, torch.device("cpu")))
+    if not isinstance(writer.model, WordDenoiser) or not isinstance(writer, TextDiffusion):
+        raise UserError(
+            f"{path}: expected a teacher of --objective cross_entropy, found one of "
+            f"{writer.model.config.objective}; train another"
+        )
+    settings = _settings(writer)
+    for name, value in settings.items():
+        if name not in ADJUSTABLE and given.get(name, value) != value:
+            raise UserError(f"--{name} must be {value!r}, as the teacher's is, found {given[name]!r}; leave it out")
+    fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()
+    return Teacher(path, writer, settings, writer.tokenizer.to_json(), fingerprint)
+
+
+def _settings(writer: TextDiffusion) -> dict[str, Any]:
+    """Those of a student: the teacher's, no known words (none are known in sampling), a smaller learning rate."""
+    own: dict[str, Any] = asdict(writer.model.config) | writer.info["diffusion"]
+    own |= {"pretrained_model": "", **dict.fromkeys(pretrained.FLAGS[1:], False)}
+    own |= {"sequence_len": writer.sequence_len, "tokenizer": writer.info["data"]["tokenizer"]}
+    return own | {"known_words": False, "least_evidence": LEAST_EVIDENCE, "lr": LR}

@@ -1,0 +1,282 @@
+"""A student: what it learns from, what it can do after it, how such a run goes on, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy import LINES, Trained, everything, one_sentence, same, stop_at, write_text
+
+from text_diffusion import train
+from text_diffusion.condition import Given
+from text_diffusion.config import TrainConfig
+from text_diffusion.control.controls import Plan
+from text_diffusion.cross_entropy import evidence
+from text_diffusion.distillation import LEAST_EVIDENCE, Pairs, find
+from text_diffusion.distributed import ALONE, Ranks
+from text_diffusion.generation import TextDiffusion, load_diffusion
+from text_diffusion.randomness import Stream, draw, mix, normal
+from text_diffusion.run import prepare
+from text_diffusion.sampling import Sampling
+from text_diffusion.schedules import log_snr_at
+from text_diffusion.step import noise_of
+
+SHIPPED = Path(__file__).resolve().parents[1] / "ckpts/simple-cross-entropy/ema_0.9999_010000.pt"
+OF_WORDS: dict[str, Any] = {"objective": "cross_entropy", "diffusion_steps": None}
+FEW: dict[str, Any] = {"pairs": 70, "teacher_steps": 3, "batch_size": 16}
+NOT_GIVEN = dict.fromkeys(("hidden_size", "num_layers", "num_heads", "in_channel", "num_channels"))
+
+
+@pytest.fixture(scope="module")
+def teacher_run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return teach(corpus, tmp_path_factory.mktemp("teachers") / "teacher", steps=150, hidden_size=32, lr=1e-2)
+
+
+def teach(text: Path, folder: Path, **options: Any) -> Path:
+    """A trained teacher's weights."""
+    assert train.main(toy_flags(text, folder, **OF_WORDS | {"warmup_steps": 0} | options)) == 0
+    return next(folder.glob("ema_0.9_*.pt"))
+
+
+def toy_flags(text: Path, folder: Path, **options: Any) -> list[str]:
+    """Flags of a toy run; what is None is not given."""
+    from toy import SIZES, flags
+
+    given = {"dataset": text, "checkpoint_path": folder, **SIZES, **options}
+    return flags(**{name: value for name, value in given.items() if value is not None})
+
+
+def student_flags(text: Path, folder: Path, teacher: Path, **options: Any) -> list[str]:
+    return toy_flags(text, folder, teacher=teacher, **NOT_GIVEN, diffusion_steps=None, **FEW | options)
+
+
+# What it learns from
+
+
+def test_pairs_are_what_the_teacher_makes_of_the_noise(teacher_run: Path) -> None:
+    teacher = find({"teacher": str(teacher_run)}, {})
+    assert teacher is not None
+    config = TrainConfig(pairs=70, teacher_steps=4, seed=5)
+    pairs = teacher.pairs(config, None, torch.device("cpu"), ALONE)
+    seed = mix(5, Stream.PAIRS) % 2**32
+    writer = load_diffusion(teacher_run, device="cpu")
+    sentences = writer.sample(70, steps=4, seed=seed, sampler="dpm-solver++")
+    assert [writer.tokenizer.decode(row) for row in pairs.ids.tolist()] == sentences
+    assert len(set(sentences)) > 10
+    L, D = writer.sequence_len, writer.model.config.in_channel
+    T = writer.denoising(0, 1, steps=4, seed=seed, sampler="dpm-solver++")
+    expected = draw(normal, (seed, Stream.SAMPLE, 4), 0, 70, (L, D), torch.device("cpu"))
+    assert torch.equal(pairs.noise, expected)
+    assert torch.equal(next(T).x_t, expected[:1])
+    mine, held_out = pairs.split()
+    assert (len(mine.ids), len(held_out.ids)) == (67, 3)
+    assert torch.equal(torch.cat([mine.noise, held_out.noise]), pairs.noise)
+
+
+class Alike(Ranks):
+    """The other of two ranks, which says what it is told to."""
+
+    def __init__(self, rank: int, others: list[Any]) -> None:
+        super().__init__(rank, 2)
+        object.__setattr__(self, "others", others)
+
+    def gather(self, value: Any) -> list[Any]:
+        self.others.append(value)  # type: ignore[attr-defined]
+        return self.others  # type: ignore[attr-defined,no-any-return]
+
+
+def test_ranks_share_the_work(teacher_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both halves put together are what one process makes."""
+    monkeypatch.setattr(TextDiffusion, "choose_batch_size", lambda *_: 32)
+    teacher = find({"teacher": str(teacher_run)}, {})
+    assert teacher is not None
+    config, cpu = TrainConfig(pairs=100, teacher_steps=2), torch.device("cpu")
+    alone = teacher.pairs(config, None, cpu, ALONE)
+    others: list[Any] = []
+    first = teacher.pairs(config, None, cpu, Alike(0, others))
+    both = teacher.pairs(config, None, cpu, Alike(1, others))
+    assert 0 < len(first.ids) < 100
+    assert same(vars(both), vars(alone))
+
+
+def test_training_meets_the_noise_of_its_sentences(corpus: Path, tmp_path: Path, teacher_run: Path) -> None:
+    flags = train.parse(student_flags(corpus, tmp_path / "run", teacher_run, steps=3))
+    run, _ = prepare(flags)
+    assert run.lock is not None
+    run.lock.release()
+    noises = run.batches.noises
+    assert noises is not None
+    rows = {tuple(noise.flatten().tolist()): ids for noise, ids in zip(noises, run.batches.ids, strict=True)}
+    met = run.batches.batch(2), noise_of(run, 2, slice(0, 16)).t
+    for ids, noise in zip(*met, strict=True):
+        assert torch.equal(ids, rows[tuple(noise.flatten().tolist())])
+    assert torch.equal(noise_of(run, 2, slice(4, 7)).t, met[1][4:7])
+    config = run.model_config
+    assert (config.objective, config.known_words, config.least_evidence) == ("cross_entropy", False, LEAST_EVIDENCE)
+    assert (run.config.lr, config.hidden_size) == (2e-3, 32)
+    assert run.held_out is not None
+    assert run.held_out_noise is not None
+    assert len(run.held_out) == len(run.held_out_noise) == 3
+
+
+def test_least_evidence() -> None:
+    """Below the level where alpha / sigma^2 is that much, noise counts as there; above, as it did."""
+    x, t = torch.randn(5, 3, 2), torch.tensor([0.0, 300.0, 600.0, 700.0, 1000.0])
+    lam = log_snr_at(t).double()
+    factor = lam.sigmoid().sqrt() / (-lam).sigmoid()
+    expected = x * torch.maximum(factor, torch.tensor(0.25)).float()[:, None, None]
+    assert evidence(x, t, least=0.25).numpy() == pytest.approx(expected.numpy(), rel=1e-4)
+    assert factor[3] < 0.25 < factor[1]
+
+
+def test_what_is_given_goes_with_the_pairs(corpus: Path, tmp_path: Path) -> None:
+    """Each condition of the training text in turn; the teacher's sentence is one for it."""
+    text = write_text(tmp_path / "toy.tsv", [f"{line}\t{line.split()[1]}" for line in LINES])
+    weights = teach(text, tmp_path / "teacher", condition="labels", steps=3)
+    flags = student_flags(text, tmp_path / "run", weights, steps=2, condition="labels", pairs=100)
+    assert train.main(flags) == 0
+    writer = load_diffusion(weights, device="cpu")
+    teacher = find({"teacher": str(weights)}, {})
+    assert teacher is not None
+    labels = torch.tensor([3, 1, 4])
+    config = TrainConfig(pairs=5, teacher_steps=2)
+    pairs = teacher.pairs(config, labels, torch.device("cpu"), ALONE)
+    assert pairs.conditions is not None
+    assert pairs.conditions.tolist() == [3, 1, 4, 3, 1]
+    how = {"steps": 2, "seed": mix(config.seed, Stream.PAIRS) % 2**32, "sampler": "dpm-solver++"}
+    expected = [*writer.denoising(0, 5, Plan(given=Given(labels)), **how)][-1].pred_xstart
+    assert torch.equal(pairs.ids, writer.model.get_logits(expected).argmax(dim=-1))
+
+
+# What it can do
+
+
+def test_one_call_is_enough(tmp_path: Path) -> None:
+    """Of the shipped teacher; by itself it has only one thing to say in one call."""
+    flags = ["--teacher", str(SHIPPED), "--checkpoint_path", str(tmp_path), "--pairs", "1500", "--teacher_steps", "6"]
+    assert train.main([*flags, "--steps", "120", "--batch_size", "64", "--eval_interval", "0"]) == 0
+    teacher, student = (load_diffusion(path, device="cpu") for path in (SHIPPED, tmp_path / "ema_0.9999_000120.pt"))
+    assert student.is_student
+    assert not teacher.is_student
+    before, after = (writer.sample(200, steps=1) for writer in (teacher, student))
+    assert len(set(before)) < 10
+    assert len(set(after)) > 140
+    known = set((SHIPPED.parents[2] / "data/simple-train.txt").read_text(encoding="utf-8").splitlines())
+    words = {word for line in known for word in line.split()}
+    right = [line for line in after if len(line.split()) == 5 and set(line.split()) <= words]
+    assert len(right) > 170
+    found = find({"teacher": str(SHIPPED)}, {})
+    assert found is not None
+    fresh = found.pairs(TrainConfig(pairs=200, teacher_steps=6, seed=1), None, torch.device("cpu"), ALONE)
+    time = student.diffusion.network_time(torch.full((200,), student.diffusion.num_timesteps - 1))
+    said = student.model.get_logits(student.model(fresh.noise, time)).argmax(dim=-1)
+    slots = fresh.ids[:, [2, 3, 5]], said[:, [2, 3, 5]]  # colour, food, state
+    right_words, by_chance = ((slots[0] == words).float().mean() for words in (slots[1], slots[1].roll(1, 0)))
+    assert by_chance < 0.1
+    assert right_words > 0.25
+
+
+def test_its_walk_draws_no_noise() -> None:
+    """Whatever the number of steps, unless something that is asked for needs noise."""
+    chosen = [Sampling(steps=n).chosen(fills, student=True).sampler for n in (1, 50) for fills in (False, True)]
+    assert set(chosen) == {"dpm-solver++"}
+    assert Sampling(steps=4, top_p=0.9).chosen(False, student=True).sampler == "ancestral"
+    assert Sampling(steps=40, resample=2).chosen(False, student=True).sampler == "ancestral"
+
+
+# How it goes on
+
+
+def test_stopped_and_gone_on(corpus: Path, tmp_path: Path, teacher_run: Path) -> None:
+    """Bit for bit as if it had never stopped, without --teacher too; its own folder, if none is named."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train.main(student_flags(corpus, whole, teacher_run, steps=6, eval_interval=3)) == 0
+    flags = student_flags(corpus, parts, teacher_run, steps=6, eval_interval=3)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(4, patch)
+        assert train.main(flags) == 130
+    at = flags.index("--teacher")
+    assert train.main(flags[:at] + flags[at + 2 :]) == 0
+    assert same(everything(parts, 6), everything(whole, 6))
+    assert not same(everything(whole, 6)["weights"], everything(teacher_run.parent, 150)["weights"])
+
+
+def test_another_teacher(corpus: Path, tmp_path: Path, teacher_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    copy = tmp_path / "copy.pt"
+    shutil.copy(teacher_run, copy)
+    assert train.main(student_flags(corpus, folder, copy, steps=2)) == 0
+    capsys.readouterr()
+    other = teach(corpus, tmp_path / "other", steps=2)
+    assert train.main(student_flags(corpus, folder, other, steps=4)) == 1
+    assert f"--teacher must be the weights that the run in {folder} was started with, found {other}" in one_sentence(
+        capsys.readouterr().err
+    )
+    assert train.main(student_flags(corpus, folder, teacher_run, steps=3)) == 0  # the same, elsewhere
+    capsys.readouterr()
+    copy.unlink()
+    flags = student_flags(corpus, folder, teacher_run, steps=4)
+    at = flags.index("--teacher")
+    assert train.main(flags[:at] + flags[at + 2 :]) == 0  # where it was said to be last
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"hidden_size": 64}, "--hidden_size must be 32, as the teacher's is, found 64; leave it out"),
+        ({"objective": "diffusion_lm"}, "--objective must be 'cross_entropy', as the teacher's is"),
+        ({"sequence_len": 9}, "--sequence_len must be 8, as the teacher's is, found 9"),
+        ({"pairs": 1}, "--pairs must be at least 2, found 1"),
+        ({"teacher_steps": 0}, "--teacher_steps must be at least 1, found 0"),
+        ({"teacher": "none.pt"}, "none.pt: expected a checkpoint"),
+    ],
+)
+def test_refused(
+    options: dict[str, Any],
+    expected: str,
+    corpus: Path,
+    tmp_path: Path,
+    teacher_run: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = {"teacher": teacher_run, **NOT_GIVEN, "diffusion_steps": None, **FEW, **options}
+    assert train.main(toy_flags(corpus, tmp_path / "run", steps=2, **given)) == 1
+    assert expected in one_sentence(capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("objective", ["diffusion_lm", "masked", "autoregressive"])
+def test_teachers_of_other_objectives(
+    objective: str, go: Trained, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = {} if objective == "diffusion_lm" else {"diffusion_steps": None, "num_channels": None}
+    folder = tmp_path / "other"
+    assert train.main(toy_flags(corpus, folder, objective=objective, steps=1, **process)) == 0
+    capsys.readouterr()
+    assert train.main(student_flags(corpus, tmp_path / "run", folder / "ema_0.9_000001.pt", steps=2)) == 1
+    expected = f"expected a teacher of --objective cross_entropy, found one of {objective}"
+    assert expected in one_sentence(capsys.readouterr().err)
+
+
+def test_pairs_expect_a_teacher(go: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    go(status=1, steps=2, pairs=10)
+    assert "--pairs is about what a teacher writes, so it expects --teacher WEIGHTS" in one_sentence(
+        capsys.readouterr().err
+    )
+
+
+def test_split_keeps_one_at_least() -> None:
+    pairs = Pairs(torch.zeros(2, 3), torch.zeros(2, 3, 1), torch.arange(2))
+    mine, held_out = pairs.split()
+    assert (len(mine.ids), len(held_out.ids)) == (1, 1)
+    assert held_out.conditions is not None
+    assert held_out.conditions.tolist() == [1]
+    many = replace(pairs, ids=torch.zeros(20_000, 1), noise=torch.zeros(20_000, 1, 1), conditions=None)
+    assert len(many.split()[1].ids) == 512
