@@ -32,6 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
         "steps": 8, "batch_size": 64, "schedule_sampler": "loss-second-moment", "diffusion_steps": 4,
     },
     "autoregressive": {"steps": 2, "batch_size": 16, "objective": "autoregressive"},
+    "student": {"steps": 3, "batch_size": 72, "teacher": ".pt", "pairs": 600, "teacher_steps": 2},
     "labels": {"steps": 3, "batch_size": 72, "microbatch": 6, "condition": "labels", "drop_condition": 0.5},
 }  # fmt: skip
 
@@ -41,6 +42,7 @@ def work(case: dict[str, Any], text: str, folder: Path, ranks: Ranks) -> dict[st
     parallel.BUCKET = 500  # several exchanges at toy size too
     sizes = {name: value for name, value in SIZES.items() if name not in ("ema_rate", *_unfit(case))}
     text = text.replace(".txt", ".tsv") if "condition" in case else text
+    case = case | ({"teacher": text.replace(".txt", ".pt")} if "teacher" in case else {})
     given = {"dataset": text, "checkpoint_path": str(folder), "ema_rate": (0.9,), "lr": 1e-3, **sizes, **case}
     run, state = prepare(given, ranks)
     loss = parallelised(state.loss, run.config.parallel, ranks)
@@ -76,6 +78,9 @@ def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _unfit(case: dict[str, Any]) -> tuple[str, ...]:
+    """Sizes that a case takes from elsewhere, or has not."""
+    if "teacher" in case:
+        return ("diffusion_steps",)
     return ("diffusion_steps", "num_channels") if case.get("objective") == "autoregressive" else ()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy import LINES, Trained, everything, one_sentence, same, stop_at, write_text
+from toy import LINES, SIZES, Trained, everything, flags, one_sentence, same, stop_at, write_text
 
 from text_diffusion import train
 from text_diffusion.condition import Given
@@ -17,8 +17,8 @@ from text_diffusion.config import TrainConfig
 from text_diffusion.control.controls import Plan
 from text_diffusion.cross_entropy import evidence
 from text_diffusion.distillation import LEAST_EVIDENCE, Pairs, find
-from text_diffusion.distributed import ALONE, Ranks
-from text_diffusion.generation import TextDiffusion, load_diffusion
+from text_diffusion.distributed import ALONE
+from text_diffusion.generation import load_diffusion
 from text_diffusion.randomness import Stream, draw, mix, normal
 from text_diffusion.run import prepare
 from text_diffusion.sampling import Sampling
@@ -44,8 +44,6 @@ def teach(text: Path, folder: Path, **options: Any) -> Path:
 
 def toy_flags(text: Path, folder: Path, **options: Any) -> list[str]:
     """Flags of a toy run; what is None is not given."""
-    from toy import SIZES, flags
-
     given = {"dataset": text, "checkpoint_path": folder, **SIZES, **options}
     return flags(**{name: value for name, value in given.items() if value is not None})
 
@@ -77,35 +75,8 @@ def test_pairs_are_what_the_teacher_makes_of_the_noise(teacher_run: Path) -> Non
     assert torch.equal(torch.cat([mine.noise, held_out.noise]), pairs.noise)
 
 
-class Alike(Ranks):
-    """The other of two ranks, which says what it is told to."""
-
-    def __init__(self, rank: int, others: list[Any]) -> None:
-        super().__init__(rank, 2)
-        object.__setattr__(self, "others", others)
-
-    def gather(self, value: Any) -> list[Any]:
-        self.others.append(value)  # type: ignore[attr-defined]
-        return self.others  # type: ignore[attr-defined,no-any-return]
-
-
-def test_ranks_share_the_work(teacher_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both halves put together are what one process makes."""
-    monkeypatch.setattr(TextDiffusion, "choose_batch_size", lambda *_: 32)
-    teacher = find({"teacher": str(teacher_run)}, {})
-    assert teacher is not None
-    config, cpu = TrainConfig(pairs=100, teacher_steps=2), torch.device("cpu")
-    alone = teacher.pairs(config, None, cpu, ALONE)
-    others: list[Any] = []
-    first = teacher.pairs(config, None, cpu, Alike(0, others))
-    both = teacher.pairs(config, None, cpu, Alike(1, others))
-    assert 0 < len(first.ids) < 100
-    assert same(vars(both), vars(alone))
-
-
 def test_training_meets_the_noise_of_its_sentences(corpus: Path, tmp_path: Path, teacher_run: Path) -> None:
-    flags = train.parse(student_flags(corpus, tmp_path / "run", teacher_run, steps=3))
-    run, _ = prepare(flags)
+    run, _ = prepare(train.parse(student_flags(corpus, tmp_path / "run", teacher_run, steps=3)))
     assert run.lock is not None
     run.lock.release()
     noises = run.batches.noises
@@ -137,8 +108,7 @@ def test_what_is_given_goes_with_the_pairs(corpus: Path, tmp_path: Path) -> None
     """Each condition of the training text in turn; the teacher's sentence is one for it."""
     text = write_text(tmp_path / "toy.tsv", [f"{line}\t{line.split()[1]}" for line in LINES])
     weights = teach(text, tmp_path / "teacher", condition="labels", steps=3)
-    flags = student_flags(text, tmp_path / "run", weights, steps=2, condition="labels", pairs=100)
-    assert train.main(flags) == 0
+    assert train.main(student_flags(text, tmp_path / "run", weights, steps=2, condition="labels", pairs=100)) == 0
     writer = load_diffusion(weights, device="cpu")
     teacher = find({"teacher": str(weights)}, {})
     assert teacher is not None
@@ -157,8 +127,8 @@ def test_what_is_given_goes_with_the_pairs(corpus: Path, tmp_path: Path) -> None
 
 def test_one_call_is_enough(tmp_path: Path) -> None:
     """Of the shipped teacher; by itself it has only one thing to say in one call."""
-    flags = ["--teacher", str(SHIPPED), "--checkpoint_path", str(tmp_path), "--pairs", "1500", "--teacher_steps", "6"]
-    assert train.main([*flags, "--steps", "120", "--batch_size", "64", "--eval_interval", "0"]) == 0
+    options = {"teacher": SHIPPED, "checkpoint_path": tmp_path, "pairs": 1500, "teacher_steps": 6, "steps": 120}
+    assert train.main(flags(**options, batch_size=64, eval_interval=0)) == 0
     teacher, student = (load_diffusion(path, device="cpu") for path in (SHIPPED, tmp_path / "ema_0.9999_000120.pt"))
     assert student.is_student
     assert not teacher.is_student
@@ -195,12 +165,12 @@ def test_stopped_and_gone_on(corpus: Path, tmp_path: Path, teacher_run: Path) ->
     """Bit for bit as if it had never stopped, without --teacher too; its own folder, if none is named."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train.main(student_flags(corpus, whole, teacher_run, steps=6, eval_interval=3)) == 0
-    flags = student_flags(corpus, parts, teacher_run, steps=6, eval_interval=3)
+    given = student_flags(corpus, parts, teacher_run, steps=6, eval_interval=3)
     with pytest.MonkeyPatch.context() as patch:
         stop_at(4, patch)
-        assert train.main(flags) == 130
-    at = flags.index("--teacher")
-    assert train.main(flags[:at] + flags[at + 2 :]) == 0
+        assert train.main(given) == 130
+    at = given.index("--teacher")
+    assert train.main(given[:at] + given[at + 2 :]) == 0
     assert same(everything(parts, 6), everything(whole, 6))
     assert not same(everything(whole, 6)["weights"], everything(teacher_run.parent, 150)["weights"])
 
@@ -219,9 +189,9 @@ def test_another_teacher(corpus: Path, tmp_path: Path, teacher_run: Path, capsys
     assert train.main(student_flags(corpus, folder, teacher_run, steps=3)) == 0  # the same, elsewhere
     capsys.readouterr()
     copy.unlink()
-    flags = student_flags(corpus, folder, teacher_run, steps=4)
-    at = flags.index("--teacher")
-    assert train.main(flags[:at] + flags[at + 2 :]) == 0  # where it was said to be last
+    given = student_flags(corpus, folder, teacher_run, steps=4)
+    at = given.index("--teacher")
+    assert train.main(given[:at] + given[at + 2 :]) == 0  # where it was said to be last
 
 
 # What is refused

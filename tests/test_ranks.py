@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from rank_worker import CASES
-from toy import LINES, write_text
+from toy import LINES, SIZES, flags, write_text
 from zygote import Zygote, ended, start_ranks, unless_crashed
 
+from text_diffusion import train
 from text_diffusion.distributed import ALONE, Ranks
 
 # Shares
@@ -57,6 +59,13 @@ def found(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
     texts = tmp_path_factory.mktemp("texts")
     corpus = write_text(texts / "toy.txt", LINES)
     write_text(texts / "toy.tsv", [f"{line}\t{line.split()[1]}" for line in LINES])
+    teacher = {
+        "objective": "cross_entropy",
+        **{name: value for name, value in SIZES.items() if name != "diffusion_steps"},
+    }
+    run = texts / "teacher"
+    assert train.main(flags(dataset=corpus, checkpoint_path=run, steps=40, lr=1e-2, warmup_steps=0, **teacher)) == 0
+    shutil.copy(run / "model000040.pt", texts / "toy.pt")
     for size in (1, 2, 4):
         folder = unless_crashed(partial(work, size))
         results[size] = torch.load(folder / "found.pt", weights_only=True)

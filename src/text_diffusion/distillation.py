@@ -143,7 +143,7 @@ def find(given: dict[str, Any], saved: dict[str, Any]) -> Teacher | None:
         UserError: the file is not one of a teacher, or a flag contradicts it.
     """
     path: str = given.get("teacher", saved.get("teacher", ""))
-    about = {name: given[name] for name in ("pairs", "teacher_steps") if name in given}
+    about: dict[str, Any] = {name: given[name] for name in ("pairs", "teacher_steps") if name in given}
     build(TrainConfig, about)  # in range?
     if not path:
         if about:
