@@ -213,7 +213,9 @@ class SampleConfig(Options):
     model_name_or_path: str = option("", "weights file (model*.pt or ema_*.pt)")
     steps: int = option(50, "network calls, 1..T (default at most T)")
     sampler: str = option(
-        "auto", "how to walk back from noise (auto: dpm-solver++ up to 20 STEPS, else ancestral)", choices=SAMPLERS
+        "auto",
+        "how to walk back from noise (auto: dpm-solver++ up to 20 STEPS and for students, else ancestral)",
+        choices=SAMPLERS,
     )
     spacing: str = option(
         "auto", "timesteps kept: evenly in measured loss (auto, if known), t or log-SNR", choices=SPACINGS
