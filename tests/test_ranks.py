@@ -59,10 +59,8 @@ def found(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
     texts = tmp_path_factory.mktemp("texts")
     corpus = write_text(texts / "toy.txt", LINES)
     write_text(texts / "toy.tsv", [f"{line}\t{line.split()[1]}" for line in LINES])
-    teacher = {
-        "objective": "cross_entropy",
-        **{name: value for name, value in SIZES.items() if name != "diffusion_steps"},
-    }
+    sizes = {name: value for name, value in SIZES.items() if name not in ("diffusion_steps", "objective")}
+    teacher: dict[str, Any] = {"objective": "cross_entropy", **sizes}
     run = texts / "teacher"
     assert train.main(flags(dataset=corpus, checkpoint_path=run, steps=40, lr=1e-2, warmup_steps=0, **teacher)) == 0
     shutil.copy(run / "model000040.pt", texts / "toy.pt")
