@@ -3,6 +3,7 @@
 python benchmarks/quality.py simple                   default training; exact check by the grammar (3 seeds)
 python benchmarks/quality.py shipped                  the weights in the repository, at 2000 steps and at fewer
 python benchmarks/quality.py shipped_words            those of the objective cross_entropy, at few
+python benchmarks/quality.py shipped_student          those of its student, at fewer
 python benchmarks/quality.py greetings
 python benchmarks/quality.py text FILE --steps N      any text, a sentence a line, or the folder of E2E's CSV files
 python benchmarks/quality.py table                    only write the table again, from results.json
@@ -86,6 +87,7 @@ def simple(scratch: Path, samples: int, seeds: Sequence[int]) -> None:
 SHIPPED = {  # by the name of their figures: the weights, and network calls
     "shipped": ("ckpts/simple/ema_0.9999_025000.pt", (4, 8, 20, 50, 200, 2000)),
     "shipped_words": ("ckpts/simple-cross-entropy/ema_0.9999_010000.pt", (2, 4, 8, 16)),
+    "shipped_student": ("ckpts/simple-student/ema_0.9999_008000.pt", (1, 2, 4)),
 }
 
 

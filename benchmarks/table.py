@@ -48,6 +48,8 @@ def render(results: dict[str, Any]) -> str:
         lines += simple_rows(results, "shipped", "shipped weights, 25,000 steps")
     if "shipped_words" in results:
         lines += simple_rows(results, "shipped_words", "shipped weights of `cross_entropy`, 10,000 steps")
+    if "shipped_student" in results:
+        lines += simple_rows(results, "shipped_student", "shipped weights of its student, 8,000 steps more")
     if "simple" in results:
         ideal = results["simple"]["ideal"]
         lines += [
@@ -89,7 +91,7 @@ def render(results: dict[str, Any]) -> str:
     shown = {
         name: part
         for name, part in results.items()
-        if name in ("simple", "shipped", "shipped_words", "greetings", "text")
+        if name in ("simple", "shipped", "shipped_words", "shipped_student", "greetings", "text")
     }
     for machine in sorted({part["machine"] for part in shown.values()}):
         names = ", ".join(name for name, part in shown.items() if part["machine"] == machine)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from toy import LINES, SIZES, Trained, everything, flags, one_sentence, same, stop_at, write_text
 
-from text_diffusion import train
+from text_diffusion import likelihood, train
 from text_diffusion.condition import Given
 from text_diffusion.config import TrainConfig
 from text_diffusion.control.controls import Plan
@@ -154,14 +154,16 @@ def test_its_walk_draws_no_noise() -> None:
     """Whatever the number of steps, unless something that is asked for needs noise."""
     chosen = [Sampling(steps=n).chosen(fills, student=True).sampler for n in (1, 50) for fills in (False, True)]
     assert set(chosen) == {"dpm-solver++"}
-    assert Sampling(steps=4, top_p=0.9).chosen(False, student=True).sampler == "ancestral"
-    assert Sampling(steps=40, resample=2).chosen(False, student=True).sampler == "ancestral"
+    assert Sampling(steps=4, top_p=0.9).chosen(student=True).sampler == "ancestral"
+    assert Sampling(steps=40, resample=2).chosen(student=True).sampler == "ancestral"
 
 
 # How it goes on
 
 
-def test_stopped_and_gone_on(corpus: Path, tmp_path: Path, teacher_run: Path) -> None:
+def test_stopped_and_gone_on(
+    corpus: Path, tmp_path: Path, teacher_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Bit for bit as if it had never stopped, without --teacher too; its own folder, if none is named."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train.main(student_flags(corpus, whole, teacher_run, steps=6, eval_interval=3)) == 0
@@ -173,6 +175,9 @@ def test_stopped_and_gone_on(corpus: Path, tmp_path: Path, teacher_run: Path) ->
     assert train.main(given[:at] + given[at + 2 :]) == 0
     assert same(everything(parts, 6), everything(whole, 6))
     assert not same(everything(whole, 6)["weights"], everything(teacher_run.parent, 150)["weights"])
+    capsys.readouterr()
+    assert likelihood.main([str(whole / "ema_0.9_000006.pt"), str(corpus), "--lines", "2", "--steps", "4"]) == 0
+    assert "its teacher knows more" in capsys.readouterr().err
 
 
 def test_another_teacher(corpus: Path, tmp_path: Path, teacher_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

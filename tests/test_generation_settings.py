@@ -45,8 +45,8 @@ def test_network_sees_the_kept_timesteps_of_training(steps: int, time_scale: flo
 
 
 def test_many_steps_are_ancestral_and_few_are_not() -> None:
-    def chosen(fills: bool = False, **settings: Any) -> tuple[str, int | None]:
-        how = Sampling(**settings).chosen(fills)
+    def chosen(fills: bool = False, words: bool = False, **settings: Any) -> tuple[str, int | None]:
+        how = Sampling(**settings).chosen(fills, words)
         return how.sampler, how.resample
 
     assert chosen(steps=20) == chosen(steps=40, churn=1.0) == ("dpm-solver++", None)
@@ -56,6 +56,13 @@ def test_many_steps_are_ancestral_and_few_are_not() -> None:
     assert chosen(True, steps=50, sampler="ddim") == ("ddim", None)
     assert chosen(True, steps=50, churn=1.0) == ("dpm-solver++", None)
     assert chosen(True, steps=50, resample=1) == ("ancestral", 1)
+    of_words = [Sampling(steps=n).chosen(words=True) for n in (4, 20, 21, 50)]
+    assert {how.sampler for how in of_words} == {"dpm-solver++"}
+    assert [how.churn for how in of_words] == [None, None, 10.5, 25.0]
+    assert Sampling(steps=30, churn=3.0).chosen(words=True).churn == 3.0
+    assert chosen(True, True, steps=50) == ("ancestral", 5)
+    assert chosen(words=True, steps=50, top_p=0.9) == ("ancestral", None)
+    assert chosen(words=True, steps=50, resample=2) == ("ancestral", 2)
 
 
 @pytest.mark.parametrize(

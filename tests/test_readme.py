@@ -14,7 +14,8 @@ from toy import LINES, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("scripts", "src", "data", "setup.py", "requirements.txt", "requirements-dev.txt", "requirements-mpi.txt")
-WEIGHTS = [Path("ckpts/simple/ema_0.9999_025000.pt"), Path("ckpts/simple-cross-entropy/ema_0.9999_010000.pt")]
+FOLDERS = {"simple": 25_000, "simple-cross-entropy": 10_000, "simple-student": 8000}
+WEIGHTS = [Path("ckpts", folder, f"ema_0.9999_{steps:06d}.pt") for folder, steps in FOLDERS.items()]
 TOY = "--hidden_size 16 --num_layers 1 --num_heads 2 --in_channel 8 --num_channels 8 --eval_interval 0"
 SMALLER = (  # what is asked of a machine, not what is done
     (r"\b20000$", "5"),
@@ -60,7 +61,7 @@ def test_commands_of_the_readme(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{toy}\n{done.stdout}{done.stderr}"
         assert "Traceback" not in done.stderr
         samples = done.stdout.rpartition(WRITTEN)[2].strip() if WRITTEN in done.stdout else samples
-    assert sorted(path.name for path in (clone / "ckpts").iterdir()) == ["my-text", "simple", "simple-cross-entropy"]
+    assert sorted(path.name for path in (clone / "ckpts").iterdir()) == ["my-text", *FOLDERS]
     assert (clone / f"ckpts/simple/ema_0.9999_{STEPS * trainings:06d}.pt").is_file()
     assert all((clone / weights).read_bytes() == (ROOT / weights).read_bytes() for weights in WEIGHTS)
     assert (clone / "ckpts/simple/report.html").is_file()

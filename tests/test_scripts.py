@@ -156,6 +156,7 @@ def test_runs_leave_git_status_clean(tmp_path: Path) -> None:
         "ckpts/simple/ema_0.9999_025000.samples_10.steps-20.clamp-no_clamp.seed-10708.txt",
         "ckpts/simple/ema_0.9999_004000.pt",
         "ckpts/simple-cross-entropy/metrics.jsonl",
+        "ckpts/simple-student/model008000.pt",
         "ckpts/mine/tensorboard/events",
         "data/simple/word-level-vocab.json",
         ".venv/core.ready",
@@ -165,6 +166,7 @@ def test_runs_leave_git_status_clean(tmp_path: Path) -> None:
     tracked = [
         ".gitignore",
         "ckpts/simple-cross-entropy/ema_0.9999_010000.pt",
+        "ckpts/simple-student/ema_0.9999_008000.pt",
         "ckpts/simple/ema_0.9999_025000.pt",
         "data/mine-train.txt",
     ]

@@ -243,6 +243,15 @@ def test_loss_spacing_is_even_in_the_loss_where_it_rises() -> None:
     assert np.abs(np.array(flat) - np.linspace(0, 1999, 20)).max() <= 0.5
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+def test_squared_places(steps: int) -> None:
+    """Where the loss rises evenly with t, at the squares of 1/S, 2/S ... 1; on the other scales nothing changes."""
+    kept = spaced_timesteps(abar(2000), steps, loss=np.linspace(0, 1, 2000), squared=True)
+    assert np.abs(np.array(kept) / 1999 - (np.arange(1, steps + 1) / steps) ** 2).max() < 1e-3
+    even = spaced_timesteps(abar(2000), steps, "log-snr", squared=True)
+    assert even == spaced_timesteps(abar(2000), steps, "log-snr")
+
+
 def test_all_timesteps_and_known_ones() -> None:
     assert spaced_timesteps(abar(2000), 2000) == list(range(2000))
     assert spaced_timesteps(abar(2000), 2000, "log-snr") == list(range(2000))

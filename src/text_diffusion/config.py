@@ -214,7 +214,7 @@ class SampleConfig(Options):
     steps: int = option(50, "network calls, 1..T (default at most T)")
     sampler: str = option(
         "auto",
-        "how to walk back from noise (auto: dpm-solver++ up to 20 STEPS and for students, else ancestral)",
+        "how to walk back from noise; auto: dpm-solver++ up to 20 STEPS, then ancestral (cross_entropy: with --churn)",
         choices=SAMPLERS,
     )
     spacing: str = option(

@@ -124,6 +124,11 @@ class TextDiffusion:
             raise UserError(f"SEQ_LEN must be between 3 and {self.sequence_len}, the model's, found {length}")
         return plan(controls, self, length)
 
+    def chosen(self, how: Sampling, plan: Plan) -> Sampling:
+        """The settings with a sampler in the place of "auto"."""
+        words = isinstance(self.model, WordDenoiser) and not plan.is_random
+        return how.chosen(plan.fills, words, self.is_student)
+
     @torch.inference_mode(False)
     def denoising(
         self, start: int, stop: int, controls: Sequence[Control] | Plan = (), **settings: Any
@@ -136,7 +141,7 @@ class TextDiffusion:
         T = self.diffusion.num_timesteps
         steered = controls if isinstance(controls, Plan) else self.plan(controls, settings.get("sequence_len"))
         levels = steered.levels(T)
-        how = Sampling(**{"steps": min(Sampling.steps, levels)} | settings).chosen(steered.fills, self.is_student)
+        how = self.chosen(Sampling(**{"steps": min(Sampling.steps, levels)} | settings), steered)
         if how.halt is not None and steered.is_needed:
             raise UserError(
                 "halt leaves alone what seems settled by its words, and controls may move it yet: "
@@ -197,8 +202,8 @@ class TextDiffusion:
             calls = -(-(how.steps - 1) // how.resample) + 1
         spaced_timesteps(abar, how.steps)  # the range that is named in an error is that of the calls
         # A model of words has nothing to do at the smallest noise, where x_t shows them: the last call comes before.
-        last = 0.5 / calls if isinstance(self.model, WordDenoiser) else 0.0
-        kept = spaced_timesteps(abar, calls, how.spacing, loss, last)
+        # What it leaves open is decided for each word by itself, so that the last calls stand close together.
+        kept = spaced_timesteps(abar, calls, how.spacing, loss, squared=isinstance(self.model, WordDenoiser))
         if how.sampler == "ancestral":
             visits = [1, *np.diff(np.linspace(0, how.steps - 1, calls).round().astype(int)).tolist()]
             return self.diffusion.respace(kept), partial(ancestral, visits=visits)

@@ -290,6 +290,12 @@ def command(argv: Sequence[str] | None) -> None:
     keep_freed_memory()
     model = load(given["weights"], device=config.device, gpu=config.gpu, tokenizer=config.tokenizer)
     check_flags(model, config, given)
+    if isinstance(model, TextDiffusion) and model.is_student:
+        print(
+            f"warning: {given['weights']} is a student, which knows where its first noise leads: of walks that draw "
+            "more of it, and of their bounds, its teacher knows more",
+            file=sys.stderr,
+        )
     text = read_text(given["text"], model.tokenizer, model.sequence_len, config.lines)
     true = true_bits(Path(config.grammar), text.lines) if config.grammar else None
     if config.json:

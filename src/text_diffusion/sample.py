@@ -197,8 +197,8 @@ def prepare(given: dict[str, Any], ranks: Ranks) -> tuple[Writer, SampleConfig, 
             config = replace(config, steps=min(config.steps, plans[0].levels(model.diffusion.num_timesteps)))
         for plan in plans:
             model.denoising(0, 1, controls=plan, **asdict(sampling(config)))
-        how = sampling(config).chosen(plans[0].fills, model.is_student)
-        config = replace(config, sampler=how.sampler, resample=how.resample or 0)
+        how = model.chosen(sampling(config), plans[0])
+        config = replace(config, sampler=how.sampler, resample=how.resample or 0, churn=how.churn or 0.0)
         if config.compile and config.halt:
             raise UserError("--compile expects as many sentences in every call, found --halt: leave out one of the two")
         quicken(model.model, device, config.precision, config.compile)

@@ -84,18 +84,25 @@ class Sampling:
         if self.temperature is not None and not self.temperature > 0:
             raise UserError(f"the temperature must be above 0, found {self.temperature:g}")
 
-    def chosen(self, fills: bool, student: bool = False) -> Sampling:
+    def chosen(self, fills: bool = False, words: bool = False, student: bool = False) -> Sampling:
         """With a sampler in the place of "auto".
 
-        dpm-solver++ for up to FEW steps, and ancestral for more, whose new noise corrects mistakes on the way. With
-        top_p ancestral, as dpm-solver++ has no noise to truncate; with churn dpm-solver++. If gaps between known words
-        are to be filled (`fills`) ancestral on LEVELS levels, each as often as the steps allow: what is in a gap is
-        decided where the known words are hidden by noise too, and has to meet them again. For a student always
-        dpm-solver++ unless that contradicts a setting: it learned where its first noise leads, and no other.
+        dpm-solver++ for up to FEW steps, and for more ancestral, whose new noise corrects mistakes on the way; with
+        top_p ancestral, as dpm-solver++ has no noise to truncate; with churn dpm-solver++. Unless that contradicts a
+        setting, there are exceptions:
+
+        - fills: if gaps between known words are to be filled, ancestral on LEVELS levels, each as often as the steps
+          allow: what is in a gap is decided where the known words are hidden by noise too, and has to meet them again.
+        - words: a model of words (objective cross_entropy) corrects more by dpm-solver++ with all the churn it takes.
+        - student: always dpm-solver++, as it learned where its first noise leads, and no other.
         """
         if self.sampler != "auto":
             return self
-        if fills and not student and self.resample is None and self.churn is None and self.steps >= 2 * LEVELS:
+        free = self.top_p is None and self.resample is None
+        if fills and free and not student and self.churn is None and self.steps >= 2 * LEVELS:
             return replace(self, sampler="ancestral", resample=self.steps // LEVELS)
-        few = self.top_p is None and self.resample is None and (student or self.steps <= FEW or self.churn is not None)
-        return replace(self, sampler="dpm-solver++" if few else "ancestral")
+        if free and (student or self.churn is not None or self.steps <= FEW):
+            return replace(self, sampler="dpm-solver++")
+        if free and words:
+            return replace(self, sampler="dpm-solver++", churn=self.steps / 2)
+        return replace(self, sampler="ancestral")

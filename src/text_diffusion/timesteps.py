@@ -19,7 +19,7 @@ SPACINGS = ("auto", "loss", "uniform", "log-snr")
 
 
 def spaced_timesteps(
-    alphas_cumprod: Array, steps: int, spacing: str = "auto", loss: Array | None = None, last: float = 0.0
+    alphas_cumprod: Array, steps: int, spacing: str = "auto", loss: Array | None = None, squared: bool = False
 ) -> list[int]:
     """The `steps` timesteps kept by a sampler, ascending to T - 1 (a single step is T - 1).
 
@@ -30,7 +30,8 @@ def spaced_timesteps(
             the loss measured in training, so that more steps go where prediction gets harder faster; `auto` is `loss`
             where that is known, else `uniform`.
         loss: the loss by t, (T,), if it was measured.
-        last: where the smallest one stands on that scale, from 0 (which is t = 0) to 1.
+        squared: on the scale of the loss, from 0 to 1, they stand at the squares of 1/S, 2/S ... 1 instead of at even
+            places: closer and closer together the less noise there is, and the last one short of t = 0.
 
     Raises:
         UserError: steps is not in 1..T; no such spacing, or the loss was not measured.
@@ -52,7 +53,9 @@ def spaced_timesteps(
         raise UserError(f"the spacing must be one of {', '.join(SPACINGS)}, found {spacing!r}")
     if steps == 1:
         return [T - 1]
-    places = np.linspace(scale[0] + last * (scale[-1] - scale[0]), scale[-1], steps)
+    places = np.linspace(scale[0], scale[-1], steps)
+    if squared and spacing == "loss":
+        places = scale[0] + np.linspace(1 / steps, 1, steps) ** 2 * (scale[-1] - scale[0])
     kept = np.rint(np.interp(places, scale, np.arange(T))).astype(int)
     return _distinct(kept, T).tolist()  # type: ignore[no-any-return]
 
