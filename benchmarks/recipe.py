@@ -31,6 +31,7 @@ import torch
 from common import ROOT, fingerprint, machine, record, results, train
 from evaluation import Task, exact, restaurants, write_split
 from quality import simple_figures
+from recipe_table import MOST_OF_TEXT
 from speed import alternately, ratio
 
 from text_diffusion import figures
@@ -67,7 +68,6 @@ WAYS = {
 }
 CALLS = (2, 4, 8, 16, 32)
 OF_TEXT = ("js_3", "mauve", "unique", "novel")  # figures of samples of a language that is not known
-MOST_OF_TEXT = 2000  # samples behind them
 CODE = (  # a row is as good as new until one of these changes
     *("modeling", "modern", "losses", "cross_entropy", "chunked", "masked", "autoregressive", "objectives", "step"),
     *("gaussian_diffusion", "schedules", "timesteps", "fitted_time", "samplers", "sampling", "ema", "condition"),

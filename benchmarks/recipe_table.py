@@ -8,6 +8,7 @@ from typing import Any
 from common import line, percent
 
 CALLS, ELSE_AT = (2, 4, 8, 16, 32), 16  # network calls
+MOST_OF_TEXT = 2000  # samples of a language that is not known
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t of 1, 2, ... degrees of freedom
 
 
@@ -20,9 +21,9 @@ def render(results: dict[str, Any]) -> str:
     lines: list[str] = []
     for dataset in dict.fromkeys(row["dataset"] for row in all_rows):
         rows = [row for row in all_rows if row["dataset"] == dataset]
+        samples = rows[0]["samples"] if "true" in rows[0] else min(rows[0]["samples"], MOST_OF_TEXT)
         lines += [
-            f"`{dataset}`, the time of {rows[0]['budget']:,} steps of `cross_entropy` for each, {rows[0]['samples']:,} "
-            "samples:",
+            f"`{dataset}`, the time of {rows[0]['budget']:,} steps of `cross_entropy` for each, {samples:,} samples:",
             "",
             *(exact if "true" in rows[0] else of_text)(rows, part["ideal"][dataset]),
             "",
