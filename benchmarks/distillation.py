@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # of the training command
     keep_freed_memory()
+    if args.runs:
+        args.runs.mkdir(parents=True, exist_ok=True)
     for task in map(exact, args.corpora.split(",")):
         with tempfile.TemporaryDirectory() as scratch:
             rows = measure(task, args, args.runs or Path(scratch))

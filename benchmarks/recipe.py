@@ -224,6 +224,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # of the training command: time means the same beside other work
     keep_freed_memory()
+    if args.runs:
+        args.runs.mkdir(parents=True, exist_ok=True)
     for task in map(task_of, args.corpora.split(",")):
         for seed in map(int, args.seeds.split(",")):
             for way in args.ways.split(","):

@@ -24,6 +24,8 @@ from text_diffusion.run import prepare
 from text_diffusion.sampling import Sampling
 from text_diffusion.schedules import log_snr_at
 from text_diffusion.step import noise_of
+from text_diffusion.timesteps import loss_curve, spaced_timesteps
+from text_diffusion.validation import validate
 
 SHIPPED = Path(__file__).resolve().parents[1] / "ckpts/simple-cross-entropy/ema_0.9999_010000.pt"
 OF_WORDS: dict[str, Any] = {"objective": "cross_entropy", "diffusion_steps": None}
@@ -148,6 +150,8 @@ def test_one_call_is_enough(tmp_path: Path) -> None:
     right_words, by_chance = ((slots[0] == words).float().mean() for words in (slots[1], slots[1].roll(1, 0)))
     assert by_chance < 0.1
     assert right_words > 0.25
+    own, other = (validate(student.model, student.diffusion, fresh.ids, noises=n) for n in (fresh.noise, None))
+    assert own["val_loss"] < other["val_loss"]
 
 
 def test_its_walk_draws_no_noise() -> None:
@@ -156,6 +160,15 @@ def test_its_walk_draws_no_noise() -> None:
     assert set(chosen) == {"dpm-solver++"}
     assert Sampling(steps=4, top_p=0.9).chosen(student=True).sampler == "ancestral"
     assert Sampling(steps=40, resample=2).chosen(student=True).sampler == "ancestral"
+
+
+def test_calls_of_a_model_of_words_are_at_squares() -> None:
+    model = load_diffusion(SHIPPED, device="cpu")
+    abar, T = model.diffusion.alphas_cumprod, model.diffusion.num_timesteps
+    loss = loss_curve(model.info["loss_by_timestep"], T)
+    expected = spaced_timesteps(abar, 6, loss=loss, squared=True)
+    assert [step.t for step in model.denoising(0, 2, steps=6)] == expected[::-1]
+    assert expected != spaced_timesteps(abar, 6, loss=loss)
 
 
 # How it goes on

@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,6 +33,7 @@ from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.distributed import Ranks
 from text_diffusion.errors import UserError
 from text_diffusion.generation import TextDiffusion, writer_of
+from text_diffusion.memory import in_batches
 from text_diffusion.objectives import Network
 from text_diffusion.randomness import Stream, mix
 from text_diffusion.remote import local
@@ -113,26 +113,26 @@ class Teacher:
         writer = writer_of(checkpoint.load_weights(local(self.path), device))
         assert isinstance(writer, TextDiffusion), "it was one when it was found"
         given = None if conditions is None else Given(conditions.to(device))
-        plan, size = Plan(given=given), writer.choose_batch_size(config.pairs)
-        batches = [(start, min(start + size, config.pairs)) for start in range(0, config.pairs, size)]
-        mine = batches[ranks.rank * len(batches) // ranks.size : (ranks.rank + 1) * len(batches) // ranks.size]
+        plan, size, n = Plan(given=given), writer.choose_batch_size(config.pairs), config.pairs
+        batches = -(-n // size)
+        first, stop = (min(size * (batches * rank // ranks.size), n) for rank in (ranks.rank, ranks.rank + 1))
         how = {"steps": config.teacher_steps, "seed": mix(config.seed, Stream.PAIRS) % 2**32, "sampler": "dpm-solver++"}
         print(
-            f"{self.path} writes {config.pairs:,} sentences in {config.teacher_steps} calls each, to learn from",
-            file=sys.stderr,
+            f"{self.path} writes {n:,} sentences in {config.teacher_steps} calls each, to learn from", file=sys.stderr
         )
-        parts: list[tuple[Tensor, Tensor]] = []
         started = said = time.monotonic()
-        for number, (start, stop) in enumerate(mine):
-            walk = writer.denoising(start, stop, plan, **how)
-            first = next(walk)
-            last = deque(walk, maxlen=1).pop() if config.teacher_steps > 1 else first
-            parts.append((writer.model.get_logits(last.pred_xstart).argmax(dim=-1).cpu(), first.x_t.cpu()))
-            if (now := time.monotonic()) - said > SAY_EVERY and number + 1 < len(mine):
-                said, left = now, (now - started) / (number + 1) * (len(mine) - number - 1)
-                print(f"{(number + 1) / len(mine):.0%} written, {clock(left)} left", file=sys.stderr)
-        parts = [part for share in ranks.gather(parts) for part in share]
-        ids, noise = (torch.cat([part[i] for part in parts]).to(device) for i in (0, 1))
+
+        def write(start: int, end: int) -> list[tuple[Tensor, Tensor]]:
+            nonlocal said
+            if (now := time.monotonic()) - said > SAY_EVERY:
+                said, done = now, (start - first) / (stop - first)
+                print(f"{done:.0%} written, {clock((now - started) * (1 / done - 1))} left", file=sys.stderr)
+            walk = list(writer.denoising(start, end, plan, **how))
+            ids = writer.model.get_logits(walk[-1].pred_xstart).argmax(dim=-1)
+            return list(zip(ids.cpu(), walk[0].x_t.cpu(), strict=True))
+
+        parts = [part for share in ranks.gather(in_batches(stop, size, write, first)) for part in share]
+        ids, noise = (torch.stack([part[i] for part in parts]).to(device) for i in (0, 1))
         return Pairs(ids, noise, None if given is None else given.of(0, config.pairs))
 
 
