@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
+from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -127,9 +128,12 @@ class Teacher:
             if (now := time.monotonic()) - said > SAY_EVERY:
                 said, done = now, (start - first) / (stop - first)
                 print(f"{done:.0%} written, {clock((now - started) * (1 / done - 1))} left", file=sys.stderr)
-            walk = list(writer.denoising(start, end, plan, **how))
-            ids = writer.model.get_logits(walk[-1].pred_xstart).argmax(dim=-1)
-            return list(zip(ids.cpu(), walk[0].x_t.cpu(), strict=True))
+            walk = writer.denoising(start, end, plan, **how)
+            noisiest = next(walk)
+            last = deque([noisiest], maxlen=1)
+            last.extend(walk)
+            ids = writer.model.get_logits(last[0].pred_xstart).argmax(dim=-1)
+            return list(zip(ids.cpu(), noisiest.x_t.cpu(), strict=True))
 
         parts = [part for share in ranks.gather(in_batches(stop, size, write, first)) for part in share]
         ids, noise = (torch.stack([part[i] for part in parts]).to(device) for i in (0, 1))
