@@ -4,8 +4,9 @@ python benchmarks/gpu.py [--out gpu.json]       needs PyTorch, NumPy and src/ on
 python benchmarks/gpu.py --toy                  the same at toy size, also on a CPU
 
 A training step is all of the program's own `train_step`: batch, noise, self-conditioning, clipping, optimizer, EMA.
-FLOPs are those of the network's matrix products, counted by PyTorch; Muon's own are not among them. MFU is their rate
-over the device's bf16 rate, both what a large matrix product reached here and the data sheet's where that is known.
+FLOPs are those of the matrix products in the loss and its gradient, counted by PyTorch; Muon's own are not among them,
+but the scores that cross_entropy computes a second time are. MFU is their rate over the device's bf16 rate, both what a
+large matrix product reached here and the data sheet's where that is known.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,21 +36,21 @@ from text_diffusion.data import Batches
 from text_diffusion.distributed import ALONE
 from text_diffusion.ema import EMA
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
-from text_diffusion.modeling import TransformerNetModel
 from text_diffusion.muon import optimizer_of
 from text_diffusion.objectives import OBJECTIVES
 from text_diffusion.parallel import BatchLoss
+from text_diffusion.quick import quicken
 from text_diffusion.randomness import Stream, draw, normal
 from text_diffusion.samplers import ancestral
 from text_diffusion.schedules import named_betas
 from text_diffusion.step import gradient, train_step
-from text_diffusion.timesteps import LossByTimestep, UniformSampler, spaced_timesteps
+from text_diffusion.timesteps import TIMESTEP_SAMPLERS, LossByTimestep, spaced_timesteps
 
 ROOT = Path(__file__).resolve().parents[1]
-MINUTES = 6  # after which no further part begins
 DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16 FLOP/s, SXM
 
 Row = dict[str, Any]
+Part = tuple[str, str, Callable[[], Row]]  # a table, what is measured, and how
 
 
 class Clock:
@@ -91,86 +92,115 @@ def ceilings(clock: Clock, dtype: torch.dtype, size: int) -> dict[str, float]:
     }
 
 
-def training(
-    clock: Clock, model_config: ModelConfig, batch: int, length: int, vocab: int, **how: Any
-) -> dict[str, Any]:
-    """Tokens/s, FLOP/s and peak memory of the training step; `how` are fields of TrainConfig."""
-    device = clock.device
-    config = TrainConfig(batch_size=batch, steps=1_000_000, **how)
-    model = TransformerNetModel(model_config, vocab, length).to(device).train()
-    network: Any = torch.compile(model, dynamic=False) if config.compile else model
+@dataclass(frozen=True)
+class Shape:
+    """What is trained or sampled: sizes of the network, of its text, of a batch."""
+
+    size: str
+    model: ModelConfig
+    batch: int
+    length: int
+    vocab: int
+
+    def row(self, **more: Any) -> Row:
+        """What the tables say of it."""
+        return {"size": self.size, "objective": self.model.objective, "batch": self.batch, "length": self.length} | more
+
+    def network(self) -> Any:
+        """A fresh network."""
+        return OBJECTIVES[self.model.objective].network(self.model, self.vocab, self.length)
+
+    def process(self, device: torch.device) -> tuple[DiffusionConfig, GaussianDiffusion]:
+        """Its objective's."""
+        config = build(DiffusionConfig, OBJECTIVES[self.model.objective].process)
+        return config, GaussianDiffusion(named_betas(config.noise_schedule, config.diffusion_steps), device)
+
+
+def trainer(shape: Shape, device: torch.device, **how: Any) -> tuple[Callable[[], object], int]:
+    """A training step of random text each time it is called, and its FLOPs; `how` are fields of TrainConfig."""
+    config = TrainConfig(batch_size=shape.batch, steps=1_000_000, **how)
+    diffusion_config, diffusion = shape.process(device)
+    model = shape.network().to(device).train()
     state: Any = SimpleNamespace(
         model=model,
         emas=[EMA(model, 0.9999)],
         optimizer=optimizer_of(model, config),
-        timestep_sampler=UniformSampler(2000),
-        loss_by_timestep=LossByTimestep(2000, device),
+        timestep_sampler=TIMESTEP_SAMPLERS[diffusion_config.schedule_sampler](diffusion.num_timesteps, device),
+        loss_by_timestep=LossByTimestep(diffusion.num_timesteps, device),
         step=0,
     )
+    ids = torch.randint(shape.vocab, (16 * shape.batch, shape.length), device=device)
     run: Any = SimpleNamespace(
         config=config,
-        model_config=model_config,
-        diffusion_config=DiffusionConfig(),
-        objective=OBJECTIVES["diffusion_lm"],
+        model_config=shape.model,
+        diffusion_config=diffusion_config,
+        objective=OBJECTIVES[shape.model.objective],
         ranks=ALONE,
-        data_config=SimpleNamespace(sequence_len=length),
+        data_config=SimpleNamespace(sequence_len=shape.length),
         device=device,
-        diffusion=GaussianDiffusion(named_betas("sqrt", 2000), device),
-        batches=Batches(torch.randint(vocab, (16 * batch, length), device=device), batch, 0),
+        diffusion=diffusion,
+        batches=Batches(ids, shape.batch, 0),
     )
-    plain = BatchLoss(model, run.objective, run.diffusion)
-    loss = BatchLoss(network, run.objective, run.diffusion)
     with FlopCounterMode(display=False) as counter:
-        gradient(run, state, plain)
-    flops = counter.get_total_flops()
+        gradient(run, state, BatchLoss(model, run.objective, diffusion))
     state.optimizer.zero_grad()
+    network: Any = torch.compile(model, dynamic=False) if config.compile else model
+    loss = BatchLoss(network, run.objective, diffusion)
+    return lambda: train_step(run, state, loss), counter.get_total_flops()
+
+
+def training(clock: Clock, shape: Shape, **how: Any) -> Row:
+    """Tokens/s, FLOP/s and peak memory of the training step."""
+    on_gpu = clock.device.type == "cuda"
+    step, flops = trainer(shape, clock.device, **how)
+    started = time.perf_counter()
     for _ in range(3):
-        train_step(run, state, loss)  # compiles
-    if device.type == "cuda":
+        step()  # compiles
+    if on_gpu:
+        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    seconds = clock.time(lambda: train_step(run, state, loss), 5)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
-    return {
-        "batch": batch,
-        "length": length,
+    first = time.perf_counter() - started
+    seconds = clock.time(step, 5)
+    return shape.row(
         **how,
-        "ms": 1000 * seconds,
-        "tokens_per_s": batch * length / seconds,
-        "flops_per_s": flops / seconds,
-        "peak_gib": peak,
-    }
+        first_steps_s=first,
+        ms=1000 * seconds,
+        tokens_per_s=shape.batch * shape.length / seconds,
+        flops_per_s=flops / seconds,
+        peak_gib=torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
+    )
 
 
 @torch.no_grad()
-def sampling(
-    clock: Clock, model_config: ModelConfig, batch: int, length: int, vocab: int, calls: int
-) -> dict[str, Any]:
-    """Sentences/s to ids, the network called plainly and as a replayed graph (on a GPU)."""
+def sampling(clock: Clock, shape: Shape, calls: int) -> Row:
+    """Sentences/s from noise to ids, in the program's bf16, the network called plainly and as a replayed graph."""
     device = clock.device
-    model = TransformerNetModel(model_config, vocab, length).to(device).eval()
-    process = GaussianDiffusion(named_betas("sqrt", 2000), device)
+    on_gpu = device.type == "cuda"
+    _, process = shape.process(device)
     process = process.respace(spaced_timesteps(process.alphas_cumprod, calls))
 
     def sentences(network: Any) -> None:
         def denoise(x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                x_self = torch.zeros_like(x_t) if previous is None else previous
-                out: Tensor = network(x_t, process.network_time(t), x_self)
-            return out.float()
+            x_self = torch.zeros_like(x_t) if previous is None else previous
+            out: Tensor = network(x_t, process.network_time(t), x_self)
+            return out
 
         def noise(s: int) -> Tensor:
-            return draw(normal, (0, Stream.SAMPLE, s), 0, batch, (length, model_config.in_channel), device)
+            size = (shape.length, shape.model.in_channel)
+            return draw(normal, (0, Stream.SAMPLE, s), 0, shape.batch, size, device)
 
         for step in ancestral(denoise, process, noise):
             last = step
-        model.get_logits(last.pred_xstart).argmax(dim=-1).cpu()
+        network.get_logits(last.pred_xstart).argmax(dim=-1).cpu()
 
-    found: dict[str, Any] = {"batch": batch, "length": length, "calls": calls}
-    found["eager_per_s"] = batch / clock.time(lambda: sentences(model))
-    if device.type == "cuda":
-        graphed = torch.compile(model, mode="reduce-overhead", dynamic=False)  # CUDA graphs
-        sentences(graphed)
-        found["graphed_per_s"] = batch / clock.time(lambda: sentences(graphed))
+    found = shape.row(calls=calls)
+    for name, compiled in (("eager_per_s", False), ("graphed_per_s", True)):
+        if compiled and not on_gpu:
+            continue
+        network = shape.network().to(device).eval()
+        quicken(network, device, "bf16" if on_gpu else "float32", compiled)
+        sentences(network)
+        found[name] = shape.batch / clock.time(lambda network=network: sentences(network))  # type: ignore[misc]
     return found
 
 
@@ -190,6 +220,12 @@ def about(device: torch.device) -> dict[str, str]:
     }
 
 
+def name_of(row: Row) -> str:
+    """Size, objective, optimizer; `bf16` and `compiled` if it is that."""
+    words = [row["size"], row["objective"], row.get("optimizer", ""), row.get("precision", "")]
+    return " ".join(filter(None, [*words, "compiled" if row.get("compile") else ""]))
+
+
 def table(results: dict[str, Any]) -> str:
     """Markdown."""
     sheet = next((rate for name, rate in DATA_SHEET.items() if name in results["about"]["device"]), None)
@@ -203,9 +239,8 @@ def table(results: dict[str, Any]) -> str:
     ]
     for row in results["training"]:
         rate, peak = row["flops_per_s"], row["peak_gib"]
-        flags = " ".join(f"{name}={row[name]}" for name in ("optimizer", "precision", "compile") if name in row)
         cells = (
-            f"{row['size']} {flags}",
+            name_of(row),
             row["batch"],
             row["length"],
             f"{row['ms']:.1f}",
@@ -219,27 +254,59 @@ def table(results: dict[str, Any]) -> str:
     lines += ["", "| sampling | batch | L | calls | eager, sentences/s | graphed |", "|---|---|---|---|---|---|"]
     for row in results["sampling"]:
         graphed = f"{row['graphed_per_s']:.0f}" if "graphed_per_s" in row else "-"
-        shape = f"{row['size']} | {row['batch']} | {row['length']} | {row['calls']}"
+        shape = f"{name_of(row)} | {row['batch']} | {row['length']} | {row['calls']}"
         lines.append(f"| {shape} | {row['eager_per_s']:.0f} | {graphed} |")
     lines += [f"\nleft out: {reason}" for reason in results["left_out"]]
     return "\n".join(lines)
+
+
+def all_parts(clock: Clock) -> list[Part]:
+    """What is measured, what matters most first."""
+
+    def of(size: str, objective: str, batch: int, length: int, vocab: int) -> Shape:
+        return Shape(size, build(ModelConfig, SIZES[size] | {"objective": objective}), batch, length, vocab)
+
+    base, words = (of("base", objective, 256, 128, 8192) for objective in ("diffusion_lm", "cross_entropy"))
+    short = of("base", "diffusion_lm", 512, 64, 8192)
+    simple = [of("small", objective, 16384, 8, 165) for objective in ("diffusion_lm", "cross_entropy")]
+    default = [replace(shape, batch=128) for shape in simple]
+    quick: Row = {"precision": "bf16", "compile": True}
+    adamw, muon = {"optimizer": "adamw"}, {"optimizer": "muon"}
+    runs = [(base, adamw | quick), (base, muon | quick), (short, adamw | quick), (words, muon | quick)]
+    runs += [
+        (base, adamw | {"precision": "bf16"}),
+        (base, muon | {"precision": "bf16"}),
+        *((one, muon) for one in default),
+    ]
+    samplings = [(simple[0], 8), (simple[1], 8), (of("base", "diffusion_lm", 1024, 64, 8192), 10)]
+    parts: list[Part] = [("training", one.size, partial(training, clock, one, **how)) for one, how in runs[:2]]
+    parts += [("sampling", one.size, partial(sampling, clock, one, calls)) for one, calls in samplings]
+    return parts + [("training", one.size, partial(training, clock, one, **how)) for one, how in runs[2:]]
+
+
+def toy_parts(clock: Clock) -> list[Part]:
+    """The same code in seconds."""
+    parts: list[Part] = []
+    for objective, optimizer in (("diffusion_lm", "adamw"), ("cross_entropy", "muon")):
+        model = build(ModelConfig, SIZES["base"] | {"num_layers": 1, "hidden_size": 48, "in_channel": 8})
+        shape = Shape("toy", replace(model, objective=objective), 8, 16, 64)
+        parts.append(("training", "toy", partial(training, clock, shape, optimizer=optimizer)))
+        parts.append(("sampling", "toy", partial(sampling, clock, shape, 3)))
+    return parts
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--toy", action="store_true")
+    parser.add_argument("--minutes", type=float, default=6, help="after which no further part begins")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     args = parser.parse_args(argv)
     if not (args.toy or torch.cuda.is_available()):
         raise SystemExit("expected a CUDA device, found none; --toy runs the same at toy size on a CPU")
     started = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
-    base, small = build(ModelConfig, SIZES["base"]), build(ModelConfig, SIZES["small"])
-    if args.toy:
-        base = replace(base, num_layers=1, hidden_size=48, in_channel=8)
     clock = Clock(device, 3 if args.toy else 10)
     bf16 = device.type == "cuda"
     results: dict[str, Any] = {
@@ -249,27 +316,16 @@ def main(argv: list[str] | None = None) -> None:
         "sampling": [],
         "left_out": [],
     }
-    precision = {"precision": "bf16"} if bf16 else {}
-    shapes = [(8, 16)] if args.toy else [(512, 64), (256, 128)]
-    vocab = 64 if args.toy else 8192
-    parts: list[tuple[str, str, Callable[[], dict[str, Any]]]] = []
-    for batch, length in shapes:
-        ways: list[Row] = [{"optimizer": "adamw"}, {"optimizer": "muon"}]
-        ways += [] if args.toy else [{**way, "compile": True} for way in ways]
-        for way in ways:
-            how = precision | way
-            parts.append(("training", "base", partial(training, clock, base, batch, length, vocab, **how)))
-    for name, config, batch, length in (("small", small, 16384, 8), ("base", base, 1024, 64)):
-        size, calls = (16, 3) if args.toy else (batch, 10)
-        parts.append(("sampling", name, partial(sampling, clock, config, size, length, vocab, calls)))
+    parts = toy_parts(clock) if args.toy else all_parts(clock)
     for kind, name, measure in parts:
-        if time.monotonic() - started > MINUTES * 60:
+        if time.monotonic() - started > args.minutes * 60:
             results["left_out"].append(f"{kind} {name}: no time was left")
             continue
         try:
-            results[kind].append({"size": name, **measure()})
+            results[kind].append(measure())
         except RuntimeError as error:  # out of memory, or what the compiler cannot do: the rest is worth having
             results["left_out"].append(f"{kind} {name}: {str(error).splitlines()[0]}")
+        print(f"{time.monotonic() - started:.0f} s: {kind} {name}", file=sys.stderr, flush=True)
         args.out.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
 

@@ -34,4 +34,4 @@ def test_gpu_benchmark_at_toy_size(tmp_path: Path) -> None:
         assert training["tokens_per_s"] == training["batch"] * training["length"] / (training["ms"] / 1000)
         assert 0 < training["flops_per_s"] < results["ceilings"]["gemm_flops_per_s"]
     assert [row["eager_per_s"] > 0 for row in results["sampling"]] == [True, True]
-    assert "| base" in result.stdout
+    assert "| toy diffusion_lm adamw | 8 | 16 |" in result.stdout

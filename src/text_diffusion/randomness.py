@@ -1,8 +1,8 @@
 """Random numbers that depend on what they are for, not on how often a generator was called.
 
-Every draw belongs to a block of BLOCK consecutive sentences and is a function of a key, such as (seed, stream, step),
-and of the block's number. Hence a batch may be cut into micro-batches or shared between ranks, a run may stop and go
-on, a sentence may be sampled alone or among others: each sentence meets the same noise.
+Every draw belongs to a block of consecutive sentences and is a function of a key, such as (seed, stream, step), and of
+the block's number. Hence a batch may be cut into micro-batches or shared between ranks, a run may stop and go on, a
+sentence may be sampled alone or among others: each sentence meets the same noise. (A GPU's is not a CPU's.)
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 32
+BLOCK = 32  # sentences
+GPU_BLOCK = 1024  # a draw takes a GPU longer to begin than to make
 
 
 class Stream(IntEnum):
@@ -51,11 +52,12 @@ def draw(
 ) -> Tensor:
     """Draws for the sentences start..stop-1, shape (stop - start, *shape): the same whatever else is drawn."""
     generator = torch.Generator(device)
+    size = BLOCK if generator.device.type == "cpu" else GPU_BLOCK
     blocks = []
-    for block in range(start // BLOCK, -(-stop // BLOCK)):
+    for block in range(start // size, -(-stop // size)):
         generator.manual_seed(mix(*key, block))
-        first = block * BLOCK
-        blocks.append(distribution((BLOCK, *shape), generator)[max(start - first, 0) : stop - first])
+        first = block * size
+        blocks.append(distribution((size, *shape), generator)[max(start - first, 0) : stop - first])
     return torch.cat(blocks) if len(blocks) > 1 else blocks[0]
 
 
