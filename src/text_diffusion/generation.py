@@ -34,6 +34,7 @@ from text_diffusion.timesteps import churned, loss_curve, spaced_timesteps
 from text_diffusion.tokenizer import Tokenizer
 
 BATCH_MEMORY = 64 * 2**20  # bytes of activations or logits that a chosen batch may need at once
+GPU_BATCH_MEMORY = 2**30
 
 
 def load(path: str | Path, *, device: str = "auto", gpu: str = "all", tokenizer: str = "") -> Writer:
@@ -230,12 +231,13 @@ class TextDiffusion:
         return [self.tokenizer.decode(row) for row in ids]
 
     def choose_batch_size(self, n: int, plan: Plan | None = None) -> int:
-        """As many sentences at once as BATCH_MEMORY allows, at most 256 on a CPU, whose caches are small."""
+        """As many sentences at once as memory allows, at most 256 on a CPU, whose caches are small."""
         config = self.model.config
         edges = len(plan.accepting.emits) if plan is not None and plan.accepting is not None else 0
         widest = max(self.tokenizer.vocab_size, 4 * config.hidden_size, config.num_heads * self.sequence_len, edges)
-        most = 256 if self.diffusion.device.type == "cpu" else 16384
-        return max(1, min(n, most, BATCH_MEMORY // (4 * widest * self.sequence_len)))
+        on_gpu = self.diffusion.device.type == "cuda"
+        most, memory = (16384, GPU_BATCH_MEMORY) if on_gpu else (256, BATCH_MEMORY)
+        return max(1, min(n, most, memory // (4 * widest * self.sequence_len)))
 
 
 Writer = TextDiffusion | Masked | Autoregressive
