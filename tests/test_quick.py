@@ -95,7 +95,7 @@ def test_graphs_on_a_gpu() -> None:
 def test_no_compiler_and_halting(
     writer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--model_name_or_path", str(writer), "--num_samples", "2", "--steps", "4", "--compile"]
+    flags = ["--model_name_or_path", str(writer), "--num_samples", "2", "--steps", "4", "--compile", "--device", "cpu"]
     assert sample.main([*flags, "--halt", "2"]) == 1
     assert "--compile expects as many sentences in every call, found --halt" in one_sentence(capsys.readouterr().err)
     monkeypatch.setenv("CXX", "no-such-compiler")

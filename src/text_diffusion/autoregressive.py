@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from text_diffusion.condition import Given, of_labels, of_source
 from text_diffusion.deterministic import cumulated
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
-from text_diffusion.losses import Noise
+from text_diffusion.losses import Noise, nll_of_words
 from text_diffusion.memory import in_batches
 from text_diffusion.modeling import Transformer
 from text_diffusion.randomness import Stream, draw, uniform
@@ -83,8 +82,8 @@ def autoregressive_loss(
 
 def nlls(model: CausalTransformer, input_ids: Tensor, condition: Tensor | None = None) -> Tensor:
     """-log p(w_l | w_0 .. w_{l-1}) in nats, l = 1 .. L - 1: ids (B, L) -> (B, L - 1)."""
-    logits = model(input_ids[:, :-1], condition).float()  # (B, L - 1, V)
-    return F.cross_entropy(logits.transpose(1, 2), input_ids[:, 1:], reduction="none")
+    logits = model(input_ids[:, :-1], condition)  # (B, L - 1, V)
+    return nll_of_words(logits, input_ids[:, 1:])
 
 
 @dataclass(frozen=True)

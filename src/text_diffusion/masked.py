@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from text_diffusion.autoregressive import AT_ONCE, WordTransformer, drawn_word, sentences
 from text_diffusion.config import ModelConfig
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
-from text_diffusion.losses import Noise
+from text_diffusion.losses import Noise, nll_of_words
 from text_diffusion.randomness import Stream, draw, uniform
 
 if TYPE_CHECKING:
@@ -86,8 +85,8 @@ def bound(
     model: MaskedTransformer, input_ids: Tensor, hidden: Tensor, time: Tensor, condition: Tensor | None = None
 ) -> Tensor:
     """Eq. (2) in nats, (B,): of sentences w (B, L) of which the words `hidden` (B, L) are hidden at `time` (B,)."""
-    logits = model(input_ids.masked_fill(hidden, HIDDEN), condition).float()  # (B, L, V)
-    nll = F.cross_entropy(logits.transpose(1, 2), input_ids, reduction="none")  # (B, L)
+    logits = model(input_ids.masked_fill(hidden, HIDDEN), condition)  # (B, L, V)
+    nll = nll_of_words(logits, input_ids)
     return nll.masked_fill(~hidden, 0).sum(dim=1) / time
 
 
