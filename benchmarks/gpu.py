@@ -272,16 +272,17 @@ def all_parts(clock: Clock) -> list[Part]:
     default = [replace(shape, batch=128) for shape in simple]
     quick: Row = {"precision": "bf16", "compile": True}
     adamw, muon = {"optimizer": "adamw"}, {"optimizer": "muon"}
-    runs = [(base, adamw | quick), (base, muon | quick), (short, adamw | quick), (words, muon | quick)]
-    runs += [
-        (base, adamw | {"precision": "bf16"}),
-        (base, muon | {"precision": "bf16"}),
-        *((one, muon) for one in default),
-    ]
-    samplings = [(simple[0], 8), (simple[1], 8), (of("base", "diffusion_lm", 1024, 64, 8192), 10)]
-    parts: list[Part] = [("training", one.size, partial(training, clock, one, **how)) for one, how in runs[:2]]
-    parts += [("sampling", one.size, partial(sampling, clock, one, calls)) for one, calls in samplings]
-    return parts + [("training", one.size, partial(training, clock, one, **how)) for one, how in runs[2:]]
+    parts: list[Part] = []
+    for shape, how in ((base, adamw | quick), (base, muon | quick)):
+        parts.append(("training", shape.size, partial(training, clock, shape, **how)))
+    for shape in simple:
+        parts.append(("sampling", shape.size, partial(sampling, clock, shape, 8)))
+    plain = {"precision": "bf16"}
+    others = [(short, adamw | quick), (words, muon | quick), (base, adamw | plain), *((one, muon) for one in default)]
+    for shape, how in others:
+        parts.append(("training", shape.size, partial(training, clock, shape, **how)))
+    paragraphs = of("base", "diffusion_lm", 1024, 64, 8192)
+    return [*parts, ("sampling", "base", partial(sampling, clock, paragraphs, 10))]
 
 
 def toy_parts(clock: Clock) -> list[Part]:

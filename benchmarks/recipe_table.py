@@ -96,8 +96,13 @@ def interval(values: Sequence[float], places: int, unit: str = "") -> str:
 
 def about(rows: list[dict[str, Any]]) -> list[str]:
     """How long it took, and of `cross_entropy` how linear time is and how the embeddings lie."""
-    seconds = [row["cpu_seconds"] for row in rows]
+    seconds = [row.get("cpu_seconds", row["seconds"]) for row in rows]
     lines = [f"Processor time of the training commands: {min(seconds):.0f} to {max(seconds):.0f} s, on one thread."]
+    if "walk" in rows[0]:  # of recipe_gpu.py
+        lines = [
+            f"All at once, {min(seconds):.0f} to {max(seconds):.0f} s of training. The bound is that of "
+            f"{rows[0]['lines']} lines and a walk of {rows[0]['walk']} steps."
+        ]
     ours = [row for row in rows if row["way"] == "cross_entropy" and "r_squared" in row]
     if ours:
         least = {name: min(row[name] for row in ours) for name in ("r_squared", "embedding_rank", "embedding_angle")}
