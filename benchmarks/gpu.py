@@ -2,6 +2,7 @@
 
 python benchmarks/gpu.py [--out gpu.json]       needs PyTorch, NumPy and src/ only, and no network; within 8 minutes
 python benchmarks/gpu.py --toy                  the same at toy size, also on a CPU
+python benchmarks/gpu.py --take gpu.json        put what another machine wrote into results.json and docs/speed.md
 
 A training step is all of the program's own `train_step`: batch, noise, self-conditioning, clipping, optimizer, EMA.
 FLOPs are those of the matrix products in the loss and its gradient, counted by PyTorch; Muon's own are not among them,
@@ -12,6 +13,7 @@ large matrix product reached here and the data sheet's where that is known.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import platform
 import statistics
@@ -28,6 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
+from gpu_table import render
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -47,7 +50,6 @@ from text_diffusion.step import gradient, train_step
 from text_diffusion.timesteps import TIMESTEP_SAMPLERS, LossByTimestep, spaced_timesteps
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16 FLOP/s, SXM
 
 Row = dict[str, Any]
 Part = tuple[str, str, Callable[[], Row]]  # a table, what is measured, and how
@@ -217,47 +219,8 @@ def about(device: torch.device) -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": commit or "unknown",
+        "date": str(datetime.datetime.now(tz=datetime.UTC).date()),
     }
-
-
-def name_of(row: Row) -> str:
-    """Size, objective, optimizer; `bf16` and `compiled` if it is that."""
-    words = [row["size"], row["objective"], row.get("optimizer", ""), row.get("precision", "")]
-    return " ".join(filter(None, [*words, "compiled" if row.get("compile") else ""]))
-
-
-def table(results: dict[str, Any]) -> str:
-    """Markdown."""
-    sheet = next((rate for name, rate in DATA_SHEET.items() if name in results["about"]["device"]), None)
-    gemm = results["ceilings"]["gemm_flops_per_s"]
-    lines = [
-        f"{results['about']}",
-        f"copy {results['ceilings']['copy_bytes_per_s'] / 1e9:.0f} GB/s, matrix product {gemm / 1e12:.1f} TFLOP/s",
-        "",
-        "| training | batch | L | ms | tokens/s | TFLOP/s | of the product's rate | MFU (data sheet) | peak GiB |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in results["training"]:
-        rate, peak = row["flops_per_s"], row["peak_gib"]
-        cells = (
-            name_of(row),
-            row["batch"],
-            row["length"],
-            f"{row['ms']:.1f}",
-            f"{row['tokens_per_s']:.0f}",
-            f"{rate / 1e12:.3g}",
-            f"{rate / gemm:.1%}",
-            f"{rate / sheet:.1%}" if sheet else "-",
-            f"{peak:.1f}" if peak else "-",
-        )
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    lines += ["", "| sampling | batch | L | calls | eager, sentences/s | graphed |", "|---|---|---|---|---|---|"]
-    for row in results["sampling"]:
-        graphed = f"{row['graphed_per_s']:.0f}" if "graphed_per_s" in row else "-"
-        shape = f"{name_of(row)} | {row['batch']} | {row['length']} | {row['calls']}"
-        lines.append(f"| {shape} | {row['eager_per_s']:.0f} | {graphed} |")
-    lines += [f"\nleft out: {reason}" for reason in results["left_out"]]
-    return "\n".join(lines)
 
 
 def all_parts(clock: Clock) -> list[Part]:
@@ -296,13 +259,26 @@ def toy_parts(clock: Clock) -> list[Part]:
     return parts
 
 
+def take(found: dict[str, Any]) -> None:
+    """Into results.json, and the documents."""
+    import table
+    from common import record
+
+    record("gpu", found)
+    table.write()
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--toy", action="store_true")
+    parser.add_argument("--take", type=Path)
     parser.add_argument("--minutes", type=float, default=6, help="after which no further part begins")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     args = parser.parse_args(argv)
+    if args.take:
+        take(json.loads(args.take.read_text()))
+        return
     if not (args.toy or torch.cuda.is_available()):
         raise SystemExit("expected a CUDA device, found none; --toy runs the same at toy size on a CPU")
     started = time.monotonic()
@@ -328,7 +304,7 @@ def main(argv: list[str] | None = None) -> None:
             results["left_out"].append(f"{kind} {name}: {str(error).splitlines()[0]}")
         print(f"{time.monotonic() - started:.0f} s: {kind} {name}", file=sys.stderr, flush=True)
         args.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
+    print(render({"gpu": results}))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import control_e2e_table
 import control_table
 import distillation_table
 import evaluation_table
+import gpu_table
 import likelihood_table
 import projection
 import recipe_table
@@ -287,6 +288,7 @@ PLACES: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("docs/speed.md", "far", render_far),
     ("docs/speed.md", "speed", render_speed),
     ("docs/speed.md", "growth", render_growth),
+    ("README.md", "gpu", gpu_table.render),
     ("docs/distributed.md", "faults", render_faults),
     ("docs/distributed.md", "parallel", render_parallel),
     ("docs/distributed.md", "projected", projection.render),

@@ -13,10 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Runs the benchmark where every other library that the program uses is missing.
 PROGRAM = """
-import runpy, sys
+import os, runpy, sys
 for name in ("tokenizers", "tqdm", "transformers", "diffusers", "scipy"):
     sys.modules[name] = None
 sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -34,4 +35,4 @@ def test_gpu_benchmark_at_toy_size(tmp_path: Path) -> None:
         assert training["tokens_per_s"] == training["batch"] * training["length"] / (training["ms"] / 1000)
         assert 0 < training["flops_per_s"] < results["ceilings"]["gemm_flops_per_s"]
     assert [row["eager_per_s"] > 0 for row in results["sampling"]] == [True, True]
-    assert "| toy diffusion_lm adamw | 8 | 16 |" in result.stdout
+    assert "| toy `diffusion_lm` adamw | 8 | 16 |" in result.stdout

@@ -1,4 +1,4 @@
-"""A network that computes in bf16, or compiled, on a GPU as CUDA graphs; what it gains there is not measured yet."""
+"""A network that computes in bf16, or compiled, on a GPU as CUDA graphs."""
 
 from __future__ import annotations
 
