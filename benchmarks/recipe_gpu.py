@@ -90,7 +90,11 @@ def trained(folder: Path, name: str, way: str, barrier: Any, args: argparse.Name
     found = figures_of(model, lines, config).lines
     bits = found["exact" if "exact" in found else "bound"]
     row |= {"bound": float(bits.mean()), "per_token": float(bits.sum()) / lines.tokens, "samplings": []}
+    row["machine"] = f"one {device_name(args.device)}, {barrier.parties - 1} runs at once, PyTorch {torch.__version__}"
+    row |= {"samples": args.samples, "lines": args.lines, "walk": args.walk, "commit": commit()}
+    row["code"] = fingerprint(ROOT / f"src/text_diffusion/{part}.py" for part in CODE)
     for calls in (model.sequence_len - 1,) if isinstance(model, Autoregressive) else CALLS:
+        (folder / f"{way}.json").write_text(json.dumps(row, indent=1) + "\n")  # what there is, should time run out
         begun = time.perf_counter()
         if isinstance(model, Autoregressive):
             sentences = model.sample(args.samples)
@@ -98,9 +102,6 @@ def trained(folder: Path, name: str, way: str, barrier: Any, args: argparse.Name
             sentences = model.sample(args.samples, steps=calls)
         row["samplings"].append({"calls": calls, "sentences_per_s": args.samples / (time.perf_counter() - begun)})
         (folder / f"{way} {calls}.txt").write_text("".join(f"{line}\n" for line in sentences), encoding="utf-8")
-    row["machine"] = f"one {device_name(args.device)}, {len_of(barrier)} runs at once, PyTorch {torch.__version__}"
-    row |= {"samples": args.samples, "lines": args.lines, "walk": args.walk, "commit": commit()}
-    row["code"] = fingerprint(ROOT / f"src/text_diffusion/{part}.py" for part in CODE)
     (folder / f"{way}.json").write_text(json.dumps(row, indent=1) + "\n")
 
 
@@ -113,11 +114,6 @@ def wait(device: str) -> None:
 def device_name(device: str) -> str:
     """Of the first GPU."""
     return torch.cuda.get_device_name() if device == "cuda" else device
-
-
-def len_of(barrier: Any) -> int:
-    """How many processes meet at it, but for the one that started them."""
-    return int(barrier.parties) - 1
 
 
 def together(args: argparse.Namespace) -> None:
@@ -165,7 +161,7 @@ def judge(out: Path) -> None:
                 lines = read_lines(folder / f"{row['way']} {sampling['calls']}.txt")
                 found = figures.evaluate(lines, task.test, train=task.train).rows
                 sampling |= {one.figure.key: one.samples.value for one in found if one.figure.key in OF_TEXT}
-            row |= {"dataset": f"{name}, on a GPU", "budget": budget, "pace": budget / row["steps"]}
+            row |= {"dataset": f"{name} on a GPU", "budget": budget, "pace": budget / row["steps"]}
             print(json.dumps(row), flush=True)
             keep(row, ideal(task, row["samples"]))
     table.write()
