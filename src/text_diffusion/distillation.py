@@ -21,6 +21,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from text_diffusion import checkpoint, pretrained
 from text_diffusion.condition import Given
 from text_diffusion.config import TrainConfig, build
 from text_diffusion.control.controls import Plan
+from text_diffusion.corpus import Corpus
 from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.distributed import Ranks
 from text_diffusion.errors import UserError
@@ -94,9 +96,18 @@ class Teacher:
         """Where it is, for messages."""
         return self.path
 
-    def check_length(self, length: int) -> None:
-        """Refuse sentences of another length than the teacher's."""
+    def check_text(self, text: Corpus, length: int) -> None:
+        """Refuse labels that it does not know.
+
+        Raises:
+            UserError: naming both.
+        """
         assert length == self.writer.sequence_len, "it follows from the teacher"
+        if text.labels != self.writer.labels:
+            raise UserError(
+                f"{text.source}: expected the labels that the teacher knows, {', '.join(self.writer.labels)}, found "
+                f"{', '.join(text.labels)}"
+            )
 
     def load_into(self, model: Network) -> None:
         """Replace a fresh network's weights by the teacher's."""
@@ -168,6 +179,19 @@ def find(given: dict[str, Any], saved: dict[str, Any]) -> Teacher | None:
             raise UserError(f"--{name} must be {value!r}, as the teacher's is, found {given[name]!r}; leave it out")
     fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()
     return Teacher(path, writer, settings, writer.tokenizer.to_json(), fingerprint)
+
+
+def check_same(teacher: Teacher | None, opt: dict[str, Any] | None, folder: Path) -> None:
+    """Refuse to go on from a checkpoint with another teacher than the run's.
+
+    Raises:
+        UserError: saying which was named.
+    """
+    if opt and opt.get("teacher", "") != (teacher.fingerprint if teacher else ""):
+        raise UserError(
+            f"--teacher must be the weights that the run in {folder} was started with, found "
+            f"{teacher.path if teacher else 'none'}; give --checkpoint_path another folder to start a new run"
+        )
 
 
 def _settings(writer: TextDiffusion) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,37 @@ from text_diffusion.data import LONGEST_CHOSEN, choose_length, fit
 from text_diffusion.errors import UserError
 from text_diffusion.files import line_number
 from text_diffusion.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A text as ids, held-out sentences if there are any, and what each is given, with --condition."""
+
+    config: DataConfig  # with the lengths that were chosen
+    train: Tensor  # (N, L)
+    held_out: Tensor | None
+    given: Tensor | None = None  # (N,) or (N, S)
+    held_out_given: Tensor | None = None
+
+    def to(self, device: torch.device) -> Encoded:
+        """The same there."""
+        tables = (self.train, self.held_out, self.given, self.held_out_given)
+        train, *others = (None if table is None else table.to(device) for table in tables)
+        assert train is not None
+        return Encoded(self.config, train, *others)
+
+
+def encoded(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> Encoded:
+    """Sentences, and what they are given, to ids; lengths that the settings leave open are chosen here.
+
+    Raises:
+        UserError: a sentence or a source is too long.
+    """
+    config, train, held_out = encode(config, corpus, tokenizer)
+    if corpus.condition == "none":
+        return Encoded(config, train, held_out)
+    config, given, held_out_given = encode_given(config, corpus, tokenizer)
+    return Encoded(config, train, held_out, given, held_out_given)
 
 
 def encode(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> tuple[DataConfig, Tensor, Tensor | None]:

@@ -69,8 +69,8 @@ class Origin(Protocol):
     def tokenizer(self) -> str:
         """ "" if the run has another."""
 
-    def check_length(self, length: int) -> None:
-        """Refuse sentences that it has no places for."""
+    def check_text(self, text: corpus.Corpus, length: int) -> None:
+        """Refuse a text, of sentences of so many tokens, that does not suit it."""
 
     def load_into(self, model: Network) -> None:
         """Replace what a fresh network takes from it."""
@@ -94,7 +94,7 @@ class Start:
     settings: dict[str, Any]
     tokenizer: str
 
-    def check_length(self, length: int) -> None:
+    def check_text(self, text: corpus.Corpus, length: int) -> None:
         """Refuse sentences that are longer than the model has positions for.
 
         Raises:

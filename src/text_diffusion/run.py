@@ -22,7 +22,7 @@ from text_diffusion.device import check_compiler, pick_device, pick_precision
 from text_diffusion.distillation import Teacher
 from text_diffusion.distributed import ALONE, Ranks
 from text_diffusion.ema import EMA
-from text_diffusion.encoding import encode, encode_given
+from text_diffusion.encoding import encoded
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, project_root, remove_leftovers
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
@@ -160,11 +160,7 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
     opt = ranks.on_first(lambda: find_checkpoint(folder))
     saved = _saved(opt, given, folder, ranks)
     teacher = ranks.together(lambda: distillation.find(given, saved))
-    if opt and opt.get("teacher", "") != (teacher.fingerprint if teacher else ""):
-        raise UserError(
-            f"--teacher must be the weights that the run in {folder} was started with, found "
-            f"{teacher.path if teacher else 'none'}; give --checkpoint_path another folder to start a new run"
-        )
+    distillation.check_same(teacher, opt, folder)
     start = (teacher or ranks.on_first(lambda: pretrained.find(given))) if opt is None else None
     saved = start.settings if start else saved
     model_config, diffusion_config, data_config, config = _configs(saved, given)
@@ -180,23 +176,15 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
     else:
         text, new_file = ranks.on_first(lambda: pretrained.tokenizer_of(data_config, corpus, start))
     tokenizer = Tokenizer.from_json(text)
-    data_config, train_ids, held_out = encode(data_config, corpus, tokenizer)
+    ids = encoded(data_config, corpus, tokenizer).to(device)
     if start:
-        start.check_length(data_config.sequence_len)
-    if teacher and corpus.labels != teacher.writer.labels:
-        raise UserError(
-            f"{corpus.source}: expected the labels that the teacher knows, {', '.join(teacher.writer.labels)}, found "
-            f"{', '.join(corpus.labels)}"
-        )
-    conditions = held_out_conditions = None
-    if corpus.condition != "none":
-        data_config, conditions, held_out_conditions = encode_given(data_config, corpus, tokenizer)
+        start.check_text(corpus, ids.config.sequence_len)
     check_extra(config.track)
 
     def occupied() -> FolderLock | None:  # from here on files are written
         if not ranks.first:
             return None
-        lock = occupy(folder, mirror, corpus, data_config, tokenizer, new_file)
+        lock = occupy(folder, mirror, corpus, ids.config, tokenizer, new_file)
         check_unchanged(folder, there, lock)
         return lock
 
@@ -205,16 +193,14 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
         folder=folder,
         model_config=model_config,
         diffusion_config=diffusion_config,
-        data_config=data_config,
+        data_config=ids.config,
         config=config,
         device=device,
         diffusion=GaussianDiffusion(betas, device),
         tokenizer=tokenizer,
-        batches=Batches(
-            train_ids.to(device), config.batch_size, config.seed, None if conditions is None else conditions.to(device)
-        ),
-        held_out=None if held_out is None else held_out.to(device),
-        held_out_given=None if held_out_conditions is None else held_out_conditions.to(device),
+        batches=Batches(ids.train, config.batch_size, config.seed, ids.given),
+        held_out=ids.held_out,
+        held_out_given=ids.held_out_given,
         labels=corpus.labels,
         fingerprint=corpus.fingerprint,
         id=ranks.broadcast(opt["run"] if opt else uuid.uuid4().hex),
