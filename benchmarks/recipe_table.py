@@ -19,7 +19,8 @@ def render(results: dict[str, Any]) -> str:
     if not all_rows:
         return "Not measured yet."
     lines: list[str] = []
-    for dataset in dict.fromkeys(row["dataset"] for row in all_rows):
+    exact_first = sorted(all_rows, key=lambda row: "true" not in row)
+    for dataset in dict.fromkeys(row["dataset"] for row in exact_first):
         rows = [row for row in all_rows if row["dataset"] == dataset]
         samples = rows[0]["samples"] if "true" in rows[0] else min(rows[0]["samples"], MOST_OF_TEXT)
         lines += [
