@@ -2,7 +2,7 @@
 
 python benchmarks/gpu.py [--out gpu.json]       needs PyTorch, NumPy and src/ only, and no network; within 8 minutes
 python benchmarks/gpu.py --toy                  the same at toy size, also on a CPU
-python benchmarks/gpu.py --take gpu.json        put what another machine wrote into results.json and docs/speed.md
+python benchmarks/gpu.py --take gpu.json        put what another machine wrote into results.json and README.md
 
 A training step is all of the program's own `train_step`: batch, noise, self-conditioning, clipping, optimizer, EMA.
 FLOPs are those of the matrix products in the loss and its gradient, counted by PyTorch; Muon's own are not among them,
@@ -264,7 +264,8 @@ def take(found: dict[str, Any]) -> None:
     import table
     from common import record
 
-    record("gpu", found)
+    about = found["about"]
+    record("gpu", found | {"machine": f"{about['device']}, {about['date']}, commit {about['commit']}"})
     table.write()
 
 
@@ -304,6 +305,7 @@ def main(argv: list[str] | None = None) -> None:
             results["left_out"].append(f"{kind} {name}: {str(error).splitlines()[0]}")
         print(f"{time.monotonic() - started:.0f} s: {kind} {name}", file=sys.stderr, flush=True)
         args.out.write_text(json.dumps(results, indent=1) + "\n")
+    args.out.write_text(json.dumps(results, indent=1) + "\n")
     print(render({"gpu": results}))
 
 

@@ -1,4 +1,4 @@
-"""The table of a GPU in docs/speed.md."""
+"""The table of a GPU in README.md."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def render(results: dict[str, Any]) -> str:
     machine = f"{about['device']}, Python {about['python']}, PyTorch {about['torch']}"
     lines += [
         "",
-        f"A copy moves {copy / 1e9:,.0f} GB/s, a matrix product of 8,192 makes {gemm / 1e12:.0f} TFLOP/s. Measured on "
+        f"A copy moves {copy / 1e9:,.0f} GB/s, a large matrix product makes {gemm / 1e12:.0f} TFLOP/s. Measured on "
         f"{machine}, {about['date']}, commit {about['commit']}.",
     ]
     return "\n".join([*lines, *(f"Left out: {reason}." for reason in part["left_out"])])

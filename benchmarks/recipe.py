@@ -195,7 +195,7 @@ def kept() -> dict[str, Any]:
 
 
 def keep(row: dict[str, Any], best: dict[str, float]) -> None:
-    """Record a row in the place of the one that was there."""
+    """Record a row instead of the one that was there."""
     part = kept()
     rows = [old for old in part["rows"] if any(old[name] != row[name] for name in KEY)]
     record("recipe", {"rows": [*rows, row], "ideal": part["ideal"] | {row["dataset"]: best}})

@@ -77,7 +77,7 @@ def sampled(rows: Sequence[dict[str, Any]], calls: int, name: str, factor: float
     """A figure of samples at a number of calls; a way that has one number only stands in one of the columns."""
     values = [one[name] for row in rows for one in row["samplings"] if one["calls"] == calls and name in one]
     note = ""
-    for only in (row["samplings"][0] for row in rows if len(row["samplings"]) == 1):
+    for only in (row["samplings"][0] for row in rows if row["way"] == "autoregressive"):
         above = min((shown for shown in CALLS if shown >= only["calls"]), default=CALLS[-1])
         if calls == {"valid": above, "js_3": CALLS[-1], "mauve": CALLS[-1]}.get(name, calls if calls >= ELSE_AT else 0):
             values.append(only[name])
@@ -97,13 +97,15 @@ def interval(values: Sequence[float], places: int, unit: str = "") -> str:
 
 def about(rows: list[dict[str, Any]]) -> list[str]:
     """How long it took, and of `cross_entropy` how linear time is and how the embeddings lie."""
-    seconds = [row.get("cpu_seconds", row["seconds"]) for row in rows]
-    lines = [f"Processor time of the training commands: {min(seconds):.0f} to {max(seconds):.0f} s, on one thread."]
     if "walk" in rows[0]:  # of recipe_gpu.py
-        lines = [
+        seconds = [row["seconds"] for row in rows]
+        return [
             f"All at once, {min(seconds):.0f} to {max(seconds):.0f} s of training. The bound is that of "
-            f"{rows[0]['lines']} lines and a walk of {rows[0]['walk']} steps."
+            f"{rows[0]['lines']} lines and a walk of {rows[0]['walk']} steps.",
+            "",
         ]
+    seconds = [row["cpu_seconds"] for row in rows]
+    lines = [f"Processor time of the training commands: {min(seconds):.0f} to {max(seconds):.0f} s, on one thread."]
     ours = [row for row in rows if row["way"] == "cross_entropy" and "r_squared" in row]
     if ours:
         least = {name: min(row[name] for row in ours) for name in ("r_squared", "embedding_rank", "embedding_angle")}

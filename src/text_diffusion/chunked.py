@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 2**22  # scores in memory at once: 16 MB, which a CPU's caches hold some of
-GPU_CHUNK = 2**28  # 1 GB: a GPU is idle while many small products begin
+CHUNK = 2**22  # scores in a chunk, of which two or three copies are in memory at once: 16 MB each
+GPU_CHUNK = 2**27  # 512 MB each: a GPU is idle while many small products begin
 
 
 def word_nll(q: Tensor, E: Tensor, b: Tensor, w: Tensor) -> Tensor:
@@ -73,5 +73,5 @@ class _WordNLL(torch.autograd.Function):
 
 def _chunks(q: Tensor, E: Tensor) -> Iterator[slice]:
     """Positions to take at a time."""
-    size = max(1, (GPU_CHUNK if q.is_cuda else CHUNK) // len(E))
+    size = max(1, (GPU_CHUNK if q.device.type != "cpu" else CHUNK) // len(E))
     return (slice(start, start + size) for start in range(0, len(q), size))

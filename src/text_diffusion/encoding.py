@@ -36,20 +36,20 @@ class Encoded:
         return Encoded(self.config, train, *others)
 
 
-def encoded(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> Encoded:
+def encode(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> Encoded:
     """Sentences, and what they are given, to ids; lengths that the settings leave open are chosen here.
 
     Raises:
         UserError: a sentence or a source is too long.
     """
-    config, train, held_out = encode(config, corpus, tokenizer)
+    config, train, held_out = _sentences(config, corpus, tokenizer)
     if corpus.condition == "none":
         return Encoded(config, train, held_out)
-    config, given, held_out_given = encode_given(config, corpus, tokenizer)
+    config, given, held_out_given = _given(config, corpus, tokenizer)
     return Encoded(config, train, held_out, given, held_out_given)
 
 
-def encode(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> tuple[DataConfig, Tensor, Tensor | None]:
+def _sentences(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> tuple[DataConfig, Tensor, Tensor | None]:
     """Sentences to ids of one length, which is chosen here if the settings leave it open; reports unknown words."""
     train, held_out = tokenizer.encode(corpus.train), tokenizer.encode(corpus.held_out)
     length = config.sequence_len or choose_length(train + held_out)
@@ -77,8 +77,8 @@ def encode(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> tuple[Da
     return replace(config, sequence_len=length), ids, held
 
 
-def encode_given(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> tuple[DataConfig, Tensor, Tensor]:
-    """What the sentences of `encode` are given: numbers of labels (N,), or ids of sources (N, S), S chosen if need be.
+def _given(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> tuple[DataConfig, Tensor, Tensor]:
+    """What sentences are given: numbers of labels (N,), or ids of sources (N, S), S chosen if need be.
 
     Raises:
         UserError: a source is longer than S.

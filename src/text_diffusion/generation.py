@@ -235,8 +235,8 @@ class TextDiffusion:
         config = self.model.config
         edges = len(plan.accepting.emits) if plan is not None and plan.accepting is not None else 0
         widest = max(self.tokenizer.vocab_size, 4 * config.hidden_size, config.num_heads * self.sequence_len, edges)
-        on_gpu = self.diffusion.device.type == "cuda"
-        most, memory = (16384, GPU_BATCH_MEMORY) if on_gpu else (256, BATCH_MEMORY)
+        on_cpu = self.diffusion.device.type == "cpu"
+        most, memory = (256, BATCH_MEMORY) if on_cpu else (16384, GPU_BATCH_MEMORY)
         return max(1, min(n, most, memory // (4 * widest * self.sequence_len)))
 
 

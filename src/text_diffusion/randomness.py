@@ -7,6 +7,7 @@ sentence may be sampled alone or among others: each sentence meets the same nois
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from enum import IntEnum
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 32  # sentences
-GPU_BLOCK = 1024  # a draw takes a GPU longer to begin than to make
+GPU_BLOCK, GPU_NUMBERS = 1024, 2**23  # sentences, numbers at most: a draw takes a GPU longer to begin than to make
 
 
 class Stream(IntEnum):
@@ -52,13 +53,20 @@ def draw(
 ) -> Tensor:
     """Draws for the sentences start..stop-1, shape (stop - start, *shape): the same whatever else is drawn."""
     generator = torch.Generator(device)
-    size = BLOCK if generator.device.type == "cpu" else GPU_BLOCK
+    size = block_size(shape, generator.device)
     blocks = []
     for block in range(start // size, -(-stop // size)):
         generator.manual_seed(mix(*key, block))
         first = block * size
         blocks.append(distribution((size, *shape), generator)[max(start - first, 0) : stop - first])
     return torch.cat(blocks) if len(blocks) > 1 else blocks[0]
+
+
+def block_size(shape: tuple[int, ...], device: torch.device) -> int:
+    """Sentences in a block of draws of a shape: it must not depend on how many are asked for."""
+    if device.type == "cpu":
+        return BLOCK
+    return max(BLOCK, min(GPU_BLOCK, GPU_NUMBERS // math.prod(shape)))
 
 
 def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

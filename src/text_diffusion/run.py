@@ -22,7 +22,7 @@ from text_diffusion.device import check_compiler, pick_device, pick_precision
 from text_diffusion.distillation import Teacher
 from text_diffusion.distributed import ALONE, Ranks
 from text_diffusion.ema import EMA
-from text_diffusion.encoding import encoded
+from text_diffusion.encoding import encode
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, project_root, remove_leftovers
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
@@ -176,7 +176,7 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
     else:
         text, new_file = ranks.on_first(lambda: pretrained.tokenizer_of(data_config, corpus, start))
     tokenizer = Tokenizer.from_json(text)
-    ids = encoded(data_config, corpus, tokenizer).to(device)
+    ids = encode(data_config, corpus, tokenizer).to(device)
     if start:
         start.check_text(corpus, ids.config.sequence_len)
     check_extra(config.track)
