@@ -16,7 +16,7 @@ from text_diffusion.condition import Given
 from text_diffusion.config import TrainConfig
 from text_diffusion.control.controls import Plan
 from text_diffusion.cross_entropy import evidence
-from text_diffusion.distillation import LEAST_EVIDENCE, Pairs, find
+from text_diffusion.distillation import LEAST_EVIDENCE, Pairs, Teacher, find
 from text_diffusion.distributed import ALONE
 from text_diffusion.generation import load_diffusion
 from text_diffusion.randomness import Stream, draw, mix, normal
@@ -94,6 +94,26 @@ def test_training_meets_the_noise_of_its_sentences(corpus: Path, tmp_path: Path,
     assert run.held_out is not None
     assert run.held_out_noise is not None
     assert len(run.held_out) == len(run.held_out_noise) == 3
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_deterministic_pairs(
+    wanted: bool, corpus: Path, tmp_path: Path, teacher_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --deterministic True the teacher writes by deterministic kernels too."""
+    found = []
+    original = Teacher.pairs
+
+    def pairs(*given: Any) -> Pairs:
+        found.append(torch.are_deterministic_algorithms_enabled())
+        return original(*given)
+
+    monkeypatch.setattr(Teacher, "pairs", pairs)
+    run, _ = prepare(train.parse(student_flags(corpus, tmp_path / "student", teacher_run, deterministic=wanted)))
+    assert run.lock
+    run.lock.release()
+    assert found == [wanted]
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_least_evidence() -> None:

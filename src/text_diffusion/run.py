@@ -18,6 +18,7 @@ from text_diffusion import tokenizer as tokenizers
 from text_diffusion.checkpoint import resumable_steps
 from text_diffusion.config import DataConfig, DiffusionConfig, ModelConfig, TrainConfig
 from text_diffusion.data import Batches
+from text_diffusion.deterministic import deterministic
 from text_diffusion.device import check_compiler, pick_device, pick_precision
 from text_diffusion.distillation import Teacher
 from text_diffusion.distributed import ALONE, Ranks
@@ -213,7 +214,8 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
     )
     try:
         if teacher and (opt is None or opt["step"] < config.steps):
-            run = taught(run, teacher)
+            with deterministic(config.deterministic):
+                run = taught(run, teacher)
         if sharded:
             check_shared(folder, ranks)
         state = new_state(run, opt)
