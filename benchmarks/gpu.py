@@ -278,6 +278,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     args = parser.parse_args(argv)
     if args.take:
+        if not args.take.is_file():
+            parser.error(f"--take expects a file that this program wrote, found none at {args.take}")
         take(json.loads(args.take.read_text()))
         return
     if not (args.toy or torch.cuda.is_available()):

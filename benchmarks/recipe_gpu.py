@@ -201,6 +201,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--judge", type=Path)
     args = parser.parse_args(argv)
+    for path in [*map(Path, filter(None, args.texts.split(","))), *([args.judge] if args.judge else [])]:
+        if not path.exists():
+            parser.error(f"expected a text or a folder, found nothing at {path}")
+    if unknown := set(args.ways.split(",")) - set(WAYS):
+        parser.error(f"--ways must be of {', '.join(WAYS)}, found {', '.join(unknown)}")
+    if args.out and args.out.exists() and not args.judge:
+        parser.error(f"--out must be a new folder, found {args.out}; name another, or remove it")
     if args.judge:
         judge(args.judge)
     elif not (args.texts and args.out):

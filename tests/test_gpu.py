@@ -179,7 +179,7 @@ def test_a_run_goes_on_bit_for_bit(corpus: Path, tmp_path: Path) -> None:
 
 
 @on_a_gpu
-@pytest.mark.parametrize("objective", ["diffusion_lm", "cross_entropy", "masked", "autoregressive"])
+@each_objective
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_step_waits_for_nothing(objective: str, optimizer: str, precision: str, corpus: Path, tmp_path: Path) -> None:
@@ -198,9 +198,7 @@ def test_a_step_waits_for_nothing(objective: str, optimizer: str, precision: str
 
 
 @on_a_gpu
-def test_memory_that_runs_out(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_that_runs_out(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A batch too large for training is refused in a sentence; sampling goes on with smaller ones."""
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, 2**30 / total))
