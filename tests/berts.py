@@ -9,7 +9,7 @@ import torch
 from toy import train_flags, write_text
 from transformers import BertConfig, BertModel
 
-from text_diffusion import pretrained, train
+from text_diffusion import bert_folder, train
 
 H, LAYERS, HEADS, POSITIONS = 16, 2, 2, 24
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "##s", "##y", "e", "##g", "##gs", "co", "##ld"]
@@ -30,7 +30,7 @@ def save_bert(folder: Path, kind: Any = BertModel, seed: int = 5, **options: Any
             parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     write_text(folder / "vocab.txt", VOCAB)
-    pretrained._word_pieces(folder / "vocab.txt").save(str(folder / "tokenizer.json"))
+    bert_folder.word_pieces(folder / "vocab.txt").save(str(folder / "tokenizer.json"))
     return folder
 
 

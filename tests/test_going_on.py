@@ -28,8 +28,7 @@ from toy import (
 )
 
 import text_diffusion
-from text_diffusion import run as runs
-from text_diffusion import train
+from text_diffusion import resuming, train
 from text_diffusion.config import DiffusionConfig, ModelConfig, TrainConfig
 from text_diffusion.tokenizer import train_word_level
 
@@ -208,8 +207,8 @@ OTHERS: dict[str, object] = {
 
 def test_settings_of_a_run_for_life() -> None:
     """The table above is complete."""
-    assert runs.FIXED == OTHERS.keys()
-    assert {*ModelConfig.__dataclass_fields__, *DiffusionConfig.__dataclass_fields__} < runs.FIXED
+    assert resuming.FIXED == OTHERS.keys()
+    assert {*ModelConfig.__dataclass_fields__, *DiffusionConfig.__dataclass_fields__} < resuming.FIXED
 
 
 @pytest.mark.parametrize("name", list(OTHERS))

@@ -15,7 +15,7 @@ from toy import LINES, contents, everything, same, stop_at, weights_of
 from transformers import BertForMaskedLM, BertModel, BertTokenizerFast
 from zygote import Zygote, ended, start_ranks
 
-from text_diffusion import pretrained, train
+from text_diffusion import bert_folder, pretrained, train
 from text_diffusion.config import ModelConfig, build
 from text_diffusion.control import Length, Want
 from text_diffusion.generation import load_diffusion
@@ -143,7 +143,7 @@ def test_list_of_tokens_alone(own: Path, corpus: Path, tmp_path: Path) -> None:
     for options in ({}, {"do_lower_case": False}, {"do_lower_case": True, "strip_accents": False}):
         (own / "tokenizer_config.json").write_text(json.dumps(options))
         theirs = BertTokenizerFast(vocab=str(own / "vocab.txt"), **options)
-        ours = pretrained._own_tokenizer(own, len(VOCAB))
+        ours = bert_folder.read_tokenizer(own, len(VOCAB))
         texts = [*LINES[:5], "EGGS, co-ld .", "thé is 蛋 eggy", "co" * 80]
         assert ours.encode(texts) == [theirs(text)["input_ids"] for text in texts]
     go(corpus, tmp_path / "run", pretrained_model=own, **WORDS_TOO)

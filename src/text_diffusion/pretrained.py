@@ -1,8 +1,6 @@
 """Starting from BERT (Devlin et al. 2018): from its layers and positions, or from its word embeddings.
 
-A folder as Hugging Face's `transformers` writes it is read as it is: `config.json`, `model.safetensors` (or
-`pytorch_model.bin`, of which tensors alone are read), `tokenizer.json` (or `vocab.txt`). Nothing in it is executed, and
-`transformers` is not needed. With `init_pretrained`
+Its folder is read as it is (`bert_folder`), or found on the Hugging Face hub (`hub`). With `init_pretrained`
 
     h = LN(input_up_proj(x_t) + positions + time),   x_0 = output_down_proj(layers(h))                              (1)
 
@@ -19,39 +17,28 @@ therefore the run's.
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import tokenizers
 import torch
-from tokenizers import decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from text_diffusion import checkpoint, corpus
+from text_diffusion import corpus
+from text_diffusion.bert_folder import CONFIG, read_config, read_tensors, read_tokenizer
 from text_diffusion.config import DataConfig, ModelConfig, build
 from text_diffusion.errors import UserError
+from text_diffusion.hub import model_folder
 from text_diffusion.modeling import ACTIVATIONS, LAYER_NORM_EPS, TransformerNetModel
 from text_diffusion.objectives import Network
 from text_diffusion.original import bert_layer
-from text_diffusion.tokenizer import SPECIAL_TOKENS, UNK, Tokenizer
+from text_diffusion.tokenizer import Tokenizer
 
 FLAGS = ("pretrained_model", "init_pretrained", "pretrained_embeddings", "freeze_embeddings")
 OWN_TOKENIZER = "pretrained"  # what --tokenizer says then
-CONFIG, WEIGHTS, TOKENIZERS = "config.json", ("model.safetensors", "pytorch_model.bin"), ("tokenizer.json", "vocab.txt")
-BERT_BASE: dict[str, Any] = {  # what a config.json leaves out is as in BERT-base
-    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
-    "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "max_position_embeddings": 512, "vocab_size": 30522,
-    "layer_norm_eps": LAYER_NORM_EPS, "position_embedding_type": "absolute", "is_decoder": False,
-}  # fmt: skip
 LR = 1e-4  # unless another is given, with AdamW, as BERT was trained: from scratch the defaults are others
 ADJUSTABLE = ("lr", "optimizer", "dropout")  # what follows from the model unless said otherwise
-ROUNDING = 128  # a table of embeddings may have fewer than so many rows more than there are tokens
 
 
 class Origin(Protocol):
@@ -130,8 +117,8 @@ def find(given: dict[str, Any]) -> Start | None:
         if given.get("tokenizer") == OWN_TOKENIZER:
             raise UserError(f"--tokenizer {OWN_TOKENIZER} is that of --pretrained_model, found none")
         return None
-    folder = _folder(wanted.pretrained_model)
-    config = _config(folder)
+    folder = model_folder(wanted.pretrained_model)
+    config = read_config(folder)
     settings = _of_encoder(config, folder) if wanted.init_pretrained else {}
     if wanted.pretrained_embeddings:
         settings |= {"in_channel": config["hidden_size"], "tokenizer": OWN_TOKENIZER}
@@ -142,7 +129,7 @@ def find(given: dict[str, Any]) -> Start | None:
             )
     tokenizer = ""
     if (settings | given).get("tokenizer") == OWN_TOKENIZER:
-        tokenizer = _own_tokenizer(folder, config["vocab_size"]).to_json()
+        tokenizer = read_tokenizer(folder, config["vocab_size"]).to_json()
     parts(folder, config, wanted)  # is it all there?
     return Start(folder, config, wanted, settings, tokenizer)
 
@@ -158,23 +145,6 @@ def tokenizer_of(config: DataConfig, text: corpus.Corpus, start: Origin | None) 
             print(f"{start.folder}: its tokenizer makes {read!r} of {line!r}, and so will the model", file=sys.stderr)
             break
     return start.tokenizer, None
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.is_file():
-        raise UserError(f"{folder}: expected the folder of a BERT-shaped model, found no {CONFIG} in it")
-    config = _json(path)
-    if (kind := config.get("model_type")) != "bert":
-        raise UserError(f"{path}: expected model_type 'bert', found {kind!r}; take a BERT-shaped model")
-    config = BERT_BASE | config
-    for name, usual in BERT_BASE.items():
-        value = config[name]
-        if not isinstance(value, (int, float) if isinstance(usual, float) else type(usual)):
-            raise UserError(f"{path}: expected {name} such as {usual!r}, found {value!r}")
-        if isinstance(usual, int) and not isinstance(usual, bool) and value < 1:
-            raise UserError(f"{path}: expected {name} of at least 1, found {value}")
-    return config
 
 
 def _of_encoder(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -219,7 +189,7 @@ def parts(folder: Path, config: dict[str, Any], wanted: ModelConfig) -> dict[str
     Raises:
         UserError: they cannot be read, or are not what the folder's config.json says.
     """
-    bert = _tensors(folder)
+    bert = read_tensors(folder)
     state: dict[str, Tensor] = {}
     layers, H = config["num_hidden_layers"], config["hidden_size"]
     words = bert.get("embeddings.word_embeddings.weight")
@@ -260,158 +230,3 @@ def parts(folder: Path, config: dict[str, Any], wanted: ModelConfig) -> dict[str
         if not tensor.isfinite().all():
             raise UserError(f"{folder}: expected finite weights, found others in {name}")
     return state
-
-
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors in a folder, float32, by BERT's names of today."""
-    found: dict[str, Any] = {}
-    for path in _weight_files(folder):
-        found |= _read_safetensors(path) if path.suffix == ".safetensors" else checkpoint.read(path)
-    renamed = {}
-    for name, tensor in found.items():
-        if isinstance(tensor, Tensor):
-            name = re.sub("gamma$", "weight", re.sub("beta$", "bias", name.removeprefix("bert.")))  # as in 2018
-            renamed[name] = tensor.float()
-    return renamed
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The file with the weights, or the several that an index names."""
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return [folder / name]
-        if (index := folder / f"{name}.index.json").is_file():
-            return [folder / part for part in _parts_of(index)]
-    raise UserError(f"{folder}: expected the weights of a model, found neither {' nor '.join(WEIGHTS)}")
-
-
-def _parts_of(index: Path) -> list[str]:
-    """The names of the files that an index lists, in its own folder whatever it says."""
-    names = _json(index).get("weight_map")
-    if not isinstance(names, dict):
-        raise UserError(f"{index}: expected an index of weights, found no weight_map in it")
-    return sorted({Path(str(name)).name for name in names.values()})
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    if importlib.util.find_spec("safetensors") is None:
-        raise UserError(f"{path} needs a library that is not there: pip install safetensors")
-    from safetensors.torch import load_file
-
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except Exception as error:  # the library's own kind, or the system's
-        raise UserError(f"{path}: expected a whole safetensors file, found: {error}") from None
-    return tensors
-
-
-def _own_tokenizer(folder: Path, rows: int) -> Tokenizer:
-    """The model's tokenizer.
-
-    Raises:
-        UserError: there is none, or it cannot be that of a model with so many embeddings.
-    """
-    path = next((folder / name for name in TOKENIZERS if (folder / name).is_file()), None)
-    if path is None:
-        raise UserError(f"{folder}: expected a tokenizer, found neither {' nor '.join(TOKENIZERS)}")
-    if path.suffix == ".json":
-        tokenizer = Tokenizer.from_file(path)
-    else:
-        tokenizer = Tokenizer.from_json(_word_pieces(path).to_str(), str(path))
-    if not tokenizer.vocab_size <= rows < tokenizer.vocab_size + ROUNDING:
-        raise UserError(f"{path}: expected {rows} tokens, one for each embedding, found {tokenizer.vocab_size}")
-    return tokenizer
-
-
-def _word_pieces(path: Path) -> tokenizers.Tokenizer:
-    """BERT's tokenizer of a list of tokens, one a line."""
-    settings = path.with_name("tokenizer_config.json")
-    options = _json(settings) if settings.is_file() else {}
-    lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
-    backend = tokenizers.Tokenizer(models.WordPiece({word: i for i, word in enumerate(lines)}, unk_token=UNK))
-    backend.normalizer = normalizers.BertNormalizer(
-        lowercase=bool(options.get("do_lower_case", True)),
-        strip_accents=options.get("strip_accents"),
-        handle_chinese_chars=bool(options.get("tokenize_chinese_chars", True)),
-    )
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece()
-    backend.add_special_tokens([token for token in SPECIAL_TOKENS if token in lines])
-    return backend
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        contents = None
-    if not isinstance(contents, dict):
-        raise UserError(f"{path}: expected a JSON object, found something else")
-    return contents
-
-
-def _folder(name: str) -> Path:
-    """The folder of a model, which may be one on the Hugging Face hub."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists() or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name, re.ASCII):
-        raise UserError(
-            "--pretrained_model must be a folder, or a name on the Hugging Face hub such as "
-            f"google-bert/bert-base-uncased, found {name!r}, which is neither"
-        )
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise UserError(f"{name} is no folder here, and the hub needs a library: pip install huggingface_hub")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    def downloaded(file: str) -> Path | None:
-        try:
-            return Path(hf_hub_download(name, file))
-        except LocalEntryNotFoundError:
-            raise
-        except EntryNotFoundError:
-            return None
-
-    def cached(file: str) -> Path | None:
-        try:
-            return Path(hf_hub_download(name, file, local_files_only=True))
-        except LocalEntryNotFoundError:
-            return None
-
-    if (found := _collected(cached)) is not None:
-        return found
-    print(f"{name}: no folder here, so downloaded from the Hugging Face hub, once", file=sys.stderr)
-    try:
-        found = _collected(downloaded)
-    except LocalEntryNotFoundError:
-        why = "the Hugging Face hub cannot be reached, and it was not downloaded before"
-    except RepositoryNotFoundError:
-        why = "the Hugging Face hub has no such model, or shows it to some accounts only"
-    except Exception as error:  # the library's own, its transport's, the system's
-        why = f"the Hugging Face hub did not give it: {(str(error) or type(error).__name__).splitlines()[0]}"
-    else:
-        if found is not None:
-            return found
-        why = f"on the Hugging Face hub it has no {CONFIG} with {' or '.join(WEIGHTS)}"
-    raise UserError(f"--pretrained_model {name}: found no folder of this name, and {why}; give a model's folder")
-
-
-def _collected(get: Callable[[str], Path | None]) -> Path | None:
-    """The folder that what is needed of a model's files is in, once `get` has seen to each; None: something is missing.
-
-    The weights come last, so that where they are the rest is, too.
-    """
-    config = get(CONFIG)
-    if config is None:
-        return None
-    get("tokenizer_config.json")
-    if not any(get(name) for name in TOKENIZERS):
-        return None
-    for name in WEIGHTS:
-        if get(name):
-            return config.parent
-        index = get(f"{name}.index.json")
-        if index and all(get(part) for part in _parts_of(index)):
-            return config.parent
-    return None
