@@ -59,6 +59,7 @@ WAYS = {
     "with modern layers": f"{OURS} --denoiser modern",
     "without denoised input": f"{OURS} --denoised_input False",
     "output scale 1": f"{OURS} --output_scale 1",
+    "without neighbours": f"{OURS} --neighbours 0",
     "without shared evidence": f"{OURS} --shared_evidence False",
     "without known words": f"{OURS} --known_words False",
     "without the output prior": f"{OURS} --output_prior False",
@@ -71,7 +72,7 @@ OF_TEXT = ("js_3", "mauve", "unique", "novel")  # figures of samples of a langua
 CODE = (  # a row is as good as new until one of these changes
     *("modeling", "modern", "losses", "cross_entropy", "chunked", "masked", "autoregressive", "objectives", "step"),
     *("gaussian_diffusion", "schedules", "timesteps", "fitted_time", "samplers", "sampling", "ema", "condition"),
-    *("muon", "shared_evidence"),
+    *("muon", "shared_evidence", "neighbours"),
 )
 KEY = ("way", "dataset", "seed")
 

@@ -96,6 +96,7 @@ TRAIN_CASES = {
     "num_layers": Case(2, "weights"),
     "num_heads": Case(4, "weights"),
     "num_channels": Case(4, "weights"),
+    "neighbours": Case(2, "weights"),
     "activation": Case("gelu", "weights"),
     "norm": Case("post", "weights"),
     "dropout": Case(0.2, "weights"),

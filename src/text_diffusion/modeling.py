@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from text_diffusion.condition import condition_table, of_labels, of_source
 from text_diffusion.config import ModelConfig
 from text_diffusion.modern import EPS, ModernLayer, TimeModulation, feed_forward_width, rotation
+from text_diffusion.neighbours import Neighbours
 
 LAYER_NORM_EPS = 1e-12  # BERT's
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
@@ -65,6 +66,8 @@ class Transformer(nn.Module):
             self.LayerNorm = nn.LayerNorm(H, eps=LAYER_NORM_EPS)
             self.layers = nn.ModuleList(EncoderLayer(config, self.causal) for _ in range(config.num_layers))
             self.final_norm = nn.LayerNorm(H, eps=LAYER_NORM_EPS) if config.norm == "pre" else nn.Identity()
+        if config.neighbours:
+            self.neighbours = Neighbours(H, config.neighbours, self.causal)
         self.output_down_proj = nn.Sequential(nn.Linear(H, H), nn.Tanh(), nn.Linear(H, D))
         if config.condition != "none":
             self.condition = condition_table(conditions, H)
@@ -87,6 +90,7 @@ class Transformer(nn.Module):
             given = turns, None if self.time_modulation is None else self.time_modulation(time)
         else:
             h = self.LayerNorm(h if time is None else h + time)
+        h = self.neighbours(h) if self.config.neighbours else h
         encoded: Tensor = self.final_norm(through(self.layers, self.dropout(h), self.gradient_checkpointing, *given))
         return encoded
 

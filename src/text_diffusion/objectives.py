@@ -37,6 +37,7 @@ class Objective:
         by_t: the term that depends on t, which is logged by quarters of t and learned from where to look; "" without.
         foreign: settings that mean nothing to it, or that it fixes.
         process: settings of DiffusionConfig that are other than the defaults.
+        model: of ModelConfig, likewise.
     """
 
     network: type[Network]
@@ -44,6 +45,7 @@ class Objective:
     by_t: str
     foreign: tuple[str, ...]
     process: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
 
 
 OF_WORDS = ("output_prior", "denoised_input", "output_scale", "shared_evidence", "least_evidence", "known_words")
@@ -56,23 +58,23 @@ OBJECTIVES = {
         ("noise_schedule", "diffusion_steps"),
         # the schedule in which time is the log-SNR, in so many steps that it is as good as continuous
         {"noise_schedule": "log-snr", "diffusion_steps": 10_000, "schedule_sampler": "fitted", "stratified": True},
+        {"neighbours": 2},
     ),
     "masked": Objective(
         MaskedTransformer,
         masked_loss,
         "nll",
         ("self_condition", "num_channels", *OF_WORDS, "noise_schedule", "diffusion_steps", "schedule_sampler"),
-        {
-            "noise_schedule": "log-snr",
-            "diffusion_steps": 10_000,
-            "stratified": True,
-        },  # a process of that many times, no more,
+        # a process of that many times, no more
+        {"noise_schedule": "log-snr", "diffusion_steps": 10_000, "stratified": True},
+        {"neighbours": 2},
     ),
     "autoregressive": Objective(
         CausalTransformer,
         autoregressive_loss,
         "",
         ("self_condition", "num_channels", *OF_WORDS, *DiffusionConfig.__dataclass_fields__),
+        model={"neighbours": 2},
     ),
 }
 

@@ -35,6 +35,7 @@ def saved_settings(opt: dict[str, Any] | None, given: dict[str, Any], folder: Pa
     saved: dict[str, Any] = {"denoiser": "bert", "condition": "none", "drop_condition": 0.1, "source_len": 0}
     saved |= {"optimizer": "adamw", "denoised_input": False, "output_scale": 1.0, "shared_evidence": False}
     saved |= {"pairs": TrainConfig.pairs, "teacher_steps": TrainConfig.teacher_steps, "least_evidence": 0.0}
+    saved |= {"neighbours": 0}
     saved |= {"pretrained_model": "", **dict.fromkeys(pretrained.FLAGS[1:], False)}
     for group in opt["settings"].values():
         saved |= group

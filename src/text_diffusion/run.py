@@ -238,12 +238,12 @@ def _configs(
     saved: dict[str, Any], given: dict[str, Any]
 ) -> tuple[ModelConfig, DiffusionConfig, DataConfig, TrainConfig]:
     """The settings of the run: what was given beats what was saved, and that the objective's own and the defaults."""
-    model_config = settings.build(ModelConfig, saved, given)
+    objective = OBJECTIVES[settings.build(ModelConfig, saved, given).objective]
+    model_config = settings.build(ModelConfig, objective.model, saved, given)
     check_foreign(model_config, given)
-    diffusion_config = settings.build(DiffusionConfig, OBJECTIVES[model_config.objective].process, saved, given)
     return (
         model_config,
-        diffusion_config,
+        settings.build(DiffusionConfig, objective.process, saved, given),
         settings.build(DataConfig, saved, given),
         settings.build(TrainConfig, saved, given),
     )
