@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from toy import LINES, flags, one_sentence, write_text
+from torch import Tensor
+from toy import LINES, SIZES, flags, one_sentence, write_text
 
-from text_diffusion import likelihood
+from text_diffusion import likelihood, train
+from text_diffusion.bound import log_decoder, path_terms, walk
 from text_diffusion.config import LikelihoodConfig
 from text_diffusion.generation import load_diffusion
+from text_diffusion.randomness import Stream, draw, normal
 
 GRAMMAR = {
     "template": "The {colour} {food} is {state}.",
@@ -81,6 +84,7 @@ def test_neither_batches_nor_other_lines_change_a_line(writer: Path, text: Path)
 CASES: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "steps": (7, "bound", {}),
     "paths": (2, "bound", {}),
+    "estimate": ("fresh", "bound", {}),
     "flow": ("exact", "flow_bound", {"flow": "hutchinson", "flow_steps": 2}),
     "flow_steps": (3, "flow_bound", {"flow": "exact", "flow_steps": 2}),
     "probes": (2, "flow_bound", {"flow": "hutchinson", "flow_steps": 2}),
@@ -111,6 +115,50 @@ def test_bits_are_those_of_the_library(writer: Path, text: Path) -> None:
     terms = likelihood.walk_terms(model, model.diffusion, read.ids[1:2], handover, 1, 0, 0, lambda: None)
     assert run(writer, text)["lines"][1]["bound"] == pytest.approx(-float(terms.log_weight) / likelihood.BIT, rel=1e-4)
     assert torch.isfinite(terms.kl).all()
+
+
+def test_fresh_estimates_are_those_of_a_network_that_is_asked_twice(writer: Path, text: Path) -> None:
+    """It sees its own estimate at the same noise, whatever the step before said."""
+    model = load_diffusion(writer)
+    ids = likelihood.read_text(text, model.tokenizer, model.sequence_len, 2).ids
+    found = likelihood.walk_terms(model, model.diffusion, ids, 3, 0, 0, 0, lambda: None, fresh=True)
+
+    def denoise(x: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
+        time = model.diffusion.network_time(t)
+        twice: Tensor = model.model(x, time, model.model(x, time))
+        return twice
+
+    E = model.model.get_embeds(ids)
+
+    def noise(s: int) -> Tensor:
+        return draw(normal, (0, Stream.LIKELIHOOD, 0, s), 0, 2, tuple(E.shape[1:]), ids.device)
+
+    posterior = likelihood.posterior_of(model, model.diffusion)
+    with torch.no_grad():
+        drawn = walk(denoise, model.diffusion, posterior, E, noise, 3)
+        expected = path_terms(drawn, lambda xhat: log_decoder(model.model, ids, xhat))
+    assert torch.allclose(found.log_weight, expected.log_weight, rtol=1e-5)
+    carried = likelihood.walk_terms(model, model.diffusion, ids, 3, 0, 0, 0, lambda: None)
+    assert not torch.allclose(found.log_weight, carried.log_weight, rtol=1e-5)
+
+
+def test_a_model_of_words_is_asked_twice(
+    corpus: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless asked for otherwise; one without self-conditioning never."""
+    own: dict[str, Any] = SIZES | {"objective": "cross_entropy", "steps": 2, "sequence_len": 9}
+    del own["diffusion_steps"]
+    for name, more in (("with", {}), ("without", {"self_condition": False})):
+        assert train.main(flags(dataset=corpus, checkpoint_path=tmp_path / name, **own | more)) == 0
+    weights, plain = (tmp_path / name / "model000002.pt" for name in ("with", "without"))
+    chosen, fresh, carried = (run(weights, text, steps=20, estimate=how) for how in ("auto", "fresh", "carried"))
+    assert chosen["means"] == fresh["means"]
+    assert chosen["means"] != carried["means"]
+    assert [found["estimate"] for found in (chosen, carried)] == ["fresh", "carried"]
+    assert run(plain, text, steps=20)["estimate"] == "carried"
+    capsys.readouterr()
+    assert likelihood.main([str(plain), str(text), "--estimate", "fresh"]) == 1
+    assert "--estimate is about self-conditioning, which" in one_sentence(capsys.readouterr().err)
 
 
 def test_long_and_unknown_lines_are_reported(writer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,15 +9,17 @@ probable word, here it is drawn):
 The process is ancestral sampling in S kept steps, as `samplers.ancestral` does it:
 
     x_{S-1} ~ N(0, I),   x_{s-1} ~ p(x_{s-1} | x_s) = N(mu_s(x_s, xhat_s), sigma_s^2 I),   s = S-1 .. 1          (2)
-    xhat_s = f(x_s, t_s, xhat_{s+1})         (self-conditioned on the step before, xhat_S = 0; or without)
+    xhat_s = f(x_s, t_s, xhat_{s+1})         (self-conditioned on the step before, xhat_S = 0; or without; or, with
+                                              fresh estimates, f(x_s, t_s, f(x_s, t_s, none)): two calls a step)
 
     -log P(w) <= E_q [ KL(q(x_{S-1} | w) || N(0, I))                                                    prior
                        + sum_s KL(q(x_{s-1} | x_s, w) || p(x_{s-1} | x_s))                              kl
                        - log p(w | x_0) ]                                                               reconstruction
 
 (DDPM, arXiv 2006.11239, eq. 5; Diffusion-LM, arXiv 2205.14217, eq. 1.) sigma_s^2 is the posterior's variance, which
-is 0 nowhere in (2). A self-conditioned xhat_s depends on all of x_s .. x_{S-1}: p is no longer Markov, but still a
-product of normalised conditionals, and the bound holds as long as whole paths are drawn from q, which is what is done.
+is 0 nowhere in (2). Self-conditioned on the step before, xhat_s depends on all of x_s .. x_{S-1}: p is no longer
+Markov, but still a product of normalised conditionals, and the bound holds as long as whole paths are drawn from q,
+which is what is done.
 
 It holds for any q. Ours is the forward process of training given the words, with the small noise of w -> x_start
 (variance v) integrated out, down to a step called the handover:

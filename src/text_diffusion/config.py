@@ -264,6 +264,12 @@ class LikelihoodConfig(Options):
 
     steps: int = option(0, "steps of the walk, 1..T; 0: all T", low=0)
     paths: int = option(1, "paths for each sentence; several tighten the bound", low=1)
+    estimate: str = option(
+        "auto",
+        "what a step of the walk is self-conditioned on: the step before, as in sampling (carried), or what a call of "
+        "its own says first (fresh); auto: fresh for cross_entropy, carried else",
+        choices=("auto", "carried", "fresh"),
+    )
     flow: str = option(
         "none",
         "also a bound of the flow, its trace being exact or Hutchinson's",

@@ -26,6 +26,7 @@ from text_diffusion import errors
 from text_diffusion.autoregressive import AT_ONCE, Autoregressive, nlls
 from text_diffusion.bound import PathTerms, Posterior, handover_for, log_decoder, log_mean, path_terms, walk
 from text_diffusion.config import LikelihoodConfig
+from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.data import fit
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, read_lines, write_atomically
@@ -84,8 +85,12 @@ def walk_terms(
     path: int,
     seed: int,
     tick: Tick,
+    fresh: bool = False,
 ) -> PathTerms:
-    """The terms of the walk along one path for the sentences ids (B, L), numbers start, start + 1, ... of the text."""
+    """The terms of the walk along one path for the sentences ids (B, L), numbers start, start + 1, ... of the text.
+
+    With fresh estimates, each step is self-conditioned on what a call of its own says of x_0 first: the walk is Markov.
+    """
     x_start_mean = model.model.get_embeds(ids).detach()
 
     def noise(s: int) -> Tensor:
@@ -94,7 +99,8 @@ def walk_terms(
 
     def denoise(x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
         tick()
-        pred_xstart: Tensor = model.model(x_t, process.network_time(t), previous)
+        time = process.network_time(t)
+        pred_xstart: Tensor = model.model(x_t, time, model.model(x_t, time) if fresh else previous)
         return pred_xstart
 
     drawn = walk(denoise, process, posterior_of(model, process), x_start_mean, noise, handover)
@@ -151,7 +157,7 @@ def measure(model: TextDiffusion, text: Text, config: LikelihoodConfig) -> Figur
     handover = handover_for(posterior_of(model, process), embeddings, ids)
     size = config.batch_size or model.choose_batch_size(N)
     batches = [(path, start) for path in range(K) for start in range(0, N, size)]
-    flows = config.flow != "none"
+    flows, fresh = config.flow != "none", is_fresh(model, config)
     early = handover_for(posterior_of(model, model.diffusion), embeddings, ids)
     flow_calls = (4 * config.flow_steps * (2 if early else 1) + 1) * flows
     kl = torch.zeros(S, device=ids.device)
@@ -159,7 +165,7 @@ def measure(model: TextDiffusion, text: Text, config: LikelihoodConfig) -> Figur
     with tqdm(total=len(batches) * (S + flow_calls), unit="call", file=sys.stderr, leave=False, disable=None) as bar:
         for path, start in batches:
             part = ids[start : start + size]
-            terms = walk_terms(model, process, part, handover, start, path, config.seed, bar.update)
+            terms = walk_terms(model, process, part, handover, start, path, config.seed, bar.update, fresh)
             kl += terms.kl.sum(dim=0) / BIT / (K * N)
             bits["reconstruction"].append(terms.reconstruction / BIT)
             bits["kl"].append(terms.kl[:, :-1].sum(dim=1) / BIT)
@@ -179,6 +185,15 @@ def measure(model: TextDiffusion, text: Text, config: LikelihoodConfig) -> Figur
     if flows and K > 1 and config.flow == "exact":
         lines["flow_importance_sampled"] = -log_mean(by_path["flow"]) / BIT
     return Figures(lines, process.timesteps, kl.cpu(), process.timesteps[handover])
+
+
+def is_fresh(model: TextDiffusion, config: LikelihoodConfig) -> bool:
+    """Whether each step of the walk makes an estimate of its own first.
+
+    Carried along a thousand steps, estimates that each rest on the one before count the same evidence many times.
+    """
+    choice = config.estimate == "fresh" or (config.estimate == "auto" and isinstance(model.model, WordDenoiser))
+    return choice and model.model.config.self_condition
 
 
 def figures_of(model: Writer, text: Text, config: LikelihoodConfig) -> Figures:
@@ -307,16 +322,19 @@ def command(argv: Sequence[str] | None) -> None:
         first = figures.lines["exact" if "exact" in figures.lines else "bound"]
         figures.lines.update(true=true, gap=first - true)
     steps = f", {len(figures.timesteps)} steps" if figures.timesteps else ""
+    steps += " of two calls" if isinstance(model, TextDiffusion) and is_fresh(model, config) else ""
     print(f"{given['text']}: {len(text.lines)} lines, {text.tokens} tokens; {given['weights']}{steps}")
     print(table(figures, text, config))
     if config.json:
         about = {"weights": given["weights"], "file": str(given["text"]), "seed": config.seed, "paths": config.paths}
+        if isinstance(model, TextDiffusion):
+            about["estimate"] = "fresh" if is_fresh(model, config) else "carried"
         data = contents(figures, text, config, about)
         write_atomically(Path(config.json), lambda file: file.write(data))
         print(f"written all figures to {config.json}")
 
 
-OF_DIFFUSION = ("steps", "paths", "flow", "flow_steps", "probes", "seed")
+OF_DIFFUSION = ("steps", "paths", "estimate", "flow", "flow_steps", "probes", "seed")
 
 
 def check_flags(model: Writer, config: LikelihoodConfig, given: dict[str, Any]) -> None:
@@ -335,6 +353,8 @@ def check_flags(model: Writer, config: LikelihoodConfig, given: dict[str, Any]) 
     T = model.diffusion.num_timesteps
     if config.steps > T:
         raise UserError(f"--steps must be at most {T}, the steps that the model was trained with, found {config.steps}")
+    if "estimate" in given and not model.model.config.self_condition:
+        raise UserError(f"--estimate is about self-conditioning, which {given['weights']} does without: leave it out")
     for name, needs in (("flow_steps", ("exact", "hutchinson")), ("probes", ("hutchinson",))):
         if name in given and config.flow not in needs:
             raise UserError(f"--{name} belongs to --flow {' or '.join(needs)}, found --flow {config.flow}")
