@@ -72,7 +72,7 @@ OF_TEXT = ("js_3", "mauve", "unique", "novel")  # figures of samples of a langua
 CODE = (  # a row is as good as new until one of these changes
     *("modeling", "modern", "losses", "cross_entropy", "chunked", "masked", "autoregressive", "objectives", "step"),
     *("gaussian_diffusion", "schedules", "timesteps", "fitted_time", "samplers", "sampling", "ema", "condition"),
-    *("muon", "shared_evidence", "neighbours"),
+    *("muon", "shared_evidence", "neighbours", "bound", "likelihood"),
 )
 KEY = ("way", "dataset", "seed")
 

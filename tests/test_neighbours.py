@@ -1,15 +1,21 @@
-"""What stands next to a word: term by term, left to right where the network is causal, and learned sooner with it."""
+"""What stands next to a word: term by term, left to right where the network is causal, and in which networks."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from toy import SIZES, flags
 
+from text_diffusion import train
 from text_diffusion.config import ModelConfig
 from text_diffusion.muon import matrices
 from text_diffusion.neighbours import Neighbours
 from text_diffusion.objectives import OBJECTIVES
+from text_diffusion.run import prepare
 
 B, H, V = 2, 8, 10
 
@@ -51,3 +57,30 @@ def test_every_objective_can_have_them(objective: str) -> None:
     config = ModelConfig(objective=objective, hidden_size=H, num_heads=2, neighbours=1)
     model = OBJECTIVES[objective].network(config, V, 9)
     assert any(W is model.neighbours.linear.weight for W in matrices(model))
+
+
+def started(corpus: Path, folder: Path, **options: Any) -> ModelConfig:
+    """What a run is like that begins, or goes on, with these flags."""
+    sizes = {name: value for name, value in SIZES.items() if name not in ("diffusion_steps", "num_channels")}
+    run, state = prepare(train.parse(flags(dataset=corpus, checkpoint_path=folder, **sizes | options)))
+    assert run.lock is not None
+    run.lock.release()
+    assert hasattr(state.model, "neighbours") == (run.model_config.neighbours > 0)
+    return run.model_config
+
+
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_words_beside_unless_it_is_the_inherited_network(objective: str, corpus: Path, tmp_path: Path) -> None:
+    assert started(corpus, tmp_path / "a", objective=objective).neighbours == (0 if objective == "diffusion_lm" else 2)
+    assert started(corpus, tmp_path / "b", objective=objective, neighbours=1).neighbours == 1
+
+
+def test_a_run_from_before_goes_on_without(corpus: Path, tmp_path: Path) -> None:
+    sizes = {name: value for name, value in SIZES.items() if name != "diffusion_steps"}
+    beginning = flags(dataset=corpus, checkpoint_path=tmp_path, objective="cross_entropy", steps=2, **sizes)
+    assert train.main([*beginning, "--neighbours", "0"]) == 0
+    path = tmp_path / "opt000002.pt"
+    saved = torch.load(path, weights_only=True)
+    del saved["settings"]["model"]["neighbours"]
+    torch.save(saved, path)
+    assert started(corpus, tmp_path, steps=3).neighbours == 0

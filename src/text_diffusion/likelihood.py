@@ -98,9 +98,12 @@ def walk_terms(
         return draw(normal, key, start, stop, tuple(x_start_mean.shape[1:]), ids.device)
 
     def denoise(x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
-        tick()
         time = process.network_time(t)
-        pred_xstart: Tensor = model.model(x_t, time, model.model(x_t, time) if fresh else previous)
+        if fresh:
+            tick()
+            previous = model.model(x_t, time)
+        tick()
+        pred_xstart: Tensor = model.model(x_t, time, previous)
         return pred_xstart
 
     drawn = walk(denoise, process, posterior_of(model, process), x_start_mean, noise, handover)
@@ -162,7 +165,9 @@ def measure(model: TextDiffusion, text: Text, config: LikelihoodConfig) -> Figur
     flow_calls = (4 * config.flow_steps * (2 if early else 1) + 1) * flows
     kl = torch.zeros(S, device=ids.device)
     bits: dict[str, list[Tensor]] = {name: [] for name in ("reconstruction", "kl", "prior", "walk", "flow")}
-    with tqdm(total=len(batches) * (S + flow_calls), unit="call", file=sys.stderr, leave=False, disable=None) as bar:
+    with tqdm(
+        total=len(batches) * (S * (1 + fresh) + flow_calls), unit="call", file=sys.stderr, leave=False, disable=None
+    ) as bar:
         for path, start in batches:
             part = ids[start : start + size]
             terms = walk_terms(model, process, part, handover, start, path, config.seed, bar.update, fresh)

@@ -207,18 +207,23 @@ def _prepare(given: dict[str, Any], ranks: Ranks, folder: Path, mirror: Mirror |
         teacher=teacher,
     )
     try:
-        if teacher and (opt is None or opt["step"] < config.steps):
-            with deterministic(config.deterministic):
-                run = taught(run, teacher)
-        if sharded:
-            check_shared(folder, ranks)
-        state = new_state(run, opt)
-        if opt is not None:
-            resume(run, state, opt, saved)
+        return begun(run, opt, saved, sharded)
     except BaseException:
         if run.lock:
             run.lock.release()
         raise
+
+
+def begun(run: Run, opt: dict[str, Any] | None, saved: dict[str, Any], sharded: bool) -> tuple[Run, TrainState]:
+    """The run and its state before its first step, or before the one after its checkpoint's."""
+    if run.teacher and (opt is None or opt["step"] < run.config.steps):
+        with deterministic(run.config.deterministic):
+            run = taught(run, run.teacher)
+    if sharded:
+        check_shared(run.folder, run.ranks)
+    state = new_state(run, opt)
+    if opt is not None:
+        resume(run, state, opt, saved)
     return run, state
 
 
