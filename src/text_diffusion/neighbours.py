@@ -2,9 +2,8 @@
 
     h_i <- h_i + sum_{0 < |k| <= n} W_k h_{i+k} + b,   h beyond the ends being 0
 
-Attention has to find out first that the words beside a word say most of it, and does so late; where all words are
-half known, as in diffusion, hardly at all. A convolution over the sentence begins with them (in each layer of others:
-Primer, So et al. 2021, arXiv 2109.08668). Shapes: h (B, L, H), W_k (H, H).
+Attention has to find out first that the words beside a word say most of it. A convolution over the sentence begins with
+them (Primer, So et al. 2021, arXiv 2109.08668, has one in each layer's attention). Shapes: h (B, L, H), W_k (H, H).
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ Its folder is read as it is (`bert_folder`), or found on the Hugging Face hub (`
     h = LN(input_up_proj(x_t) + positions + time),   x_0 = output_down_proj(layers(h))                              (1)
 
 layers, LN and positions are BERT's (with them the embedding of the first segment, which every word of a single text
-gets); how x_t gets in and x_0 out is learned from the start. With `pretrained_embeddings`
+gets); how x_t gets in and x_0 out is learned from the start, as are `neighbours`, which come between LN and layers
+where there are any. With `pretrained_embeddings`
 
     E(w) = W_w / rms(W),   b_w = -|E(w)|^2 / 2                                                                      (2)
 
