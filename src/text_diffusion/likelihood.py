@@ -195,7 +195,7 @@ def measure(model: TextDiffusion, text: Text, config: LikelihoodConfig) -> Figur
 def is_fresh(model: TextDiffusion, config: LikelihoodConfig) -> bool:
     """Whether each step of the walk makes an estimate of its own first.
 
-    Carried along a thousand steps, estimates that each rest on the one before count the same evidence many times.
+    Carried along many steps, estimates that each rest on the one before mislead a model of words (docs/recipe.md).
     """
     choice = config.estimate == "fresh" or (config.estimate == "auto" and isinstance(model.model, WordDenoiser))
     return choice and model.model.config.self_condition
