@@ -39,6 +39,7 @@ from text_diffusion.data import Batches
 from text_diffusion.distributed import ALONE
 from text_diffusion.ema import EMA
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
+from text_diffusion.loss_by_timestep import LossByTimestep
 from text_diffusion.muon import optimizer_of
 from text_diffusion.objectives import OBJECTIVES
 from text_diffusion.parallel import BatchLoss
@@ -47,7 +48,7 @@ from text_diffusion.randomness import Stream, draw, normal
 from text_diffusion.samplers import ancestral
 from text_diffusion.schedules import named_betas
 from text_diffusion.step import gradient, train_step
-from text_diffusion.timesteps import TIMESTEP_SAMPLERS, LossByTimestep, spaced_timesteps
+from text_diffusion.timesteps import TIMESTEP_SAMPLERS, spaced_timesteps
 
 ROOT = Path(__file__).resolve().parents[1]
 

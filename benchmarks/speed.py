@@ -38,6 +38,7 @@ from text_diffusion.distributed import ALONE
 from text_diffusion.ema import EMA
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.generation import load_diffusion
+from text_diffusion.loss_by_timestep import LossByTimestep
 from text_diffusion.losses import Noise, diffusion_lm_loss
 from text_diffusion.memory import keep_freed_memory
 from text_diffusion.modeling import TransformerNetModel
@@ -47,7 +48,7 @@ from text_diffusion.parallel import BatchLoss
 from text_diffusion.schedules import named_betas
 from text_diffusion.state import TrainState
 from text_diffusion.step import train_step
-from text_diffusion.timesteps import LossByTimestep, UniformSampler
+from text_diffusion.timesteps import UniformSampler
 
 Seconds = dict[str, list[float]]
 

@@ -19,12 +19,13 @@ from text_diffusion.cross_entropy import evidence
 from text_diffusion.distillation import LEAST_EVIDENCE, Pairs, Teacher, find
 from text_diffusion.distributed import ALONE
 from text_diffusion.generation import load_diffusion
+from text_diffusion.loss_by_timestep import loss_curve
 from text_diffusion.randomness import Stream, draw, mix, normal
 from text_diffusion.run import prepare
 from text_diffusion.sampling import Sampling
 from text_diffusion.schedules import log_snr_at
 from text_diffusion.step import noise_of
-from text_diffusion.timesteps import loss_curve, spaced_timesteps
+from text_diffusion.timesteps import spaced_timesteps
 from text_diffusion.validation import validate
 
 SHIPPED = Path(__file__).resolve().parents[1] / "ckpts/simple-cross-entropy/ema_0.9999_010000.pt"

@@ -86,4 +86,4 @@ def test_state_is_kept_whole() -> None:
             t, _ = sampler.sample(torch.rand(64, generator=torch.Generator().manual_seed(step)))
             sampler.update(t, curve(t))
     assert torch.equal(one.F, two.F)
-    assert torch.equal(one.totals, two.totals)
+    assert torch.equal(one.measured.totals, two.measured.totals)

@@ -14,12 +14,10 @@ from text_diffusion.schedules import named_betas
 from text_diffusion.timesteps import (
     SPACINGS,
     TIMESTEP_SAMPLERS,
-    LossByTimestep,
     LossSecondMomentSampler,
     UniformSampler,
     churned,
     evenly_spread,
-    loss_curve,
     spaced_timesteps,
 )
 
@@ -296,31 +294,7 @@ def test_no_churn_and_no_room_for_it() -> None:
     assert churned(abar(50), [0, 20, 22, 24, 49], 100.0)[0] == [0, 20, 21, 22, 23, 24, 33, 49]
 
 
-# The loss by t
-
-
-def test_loss_by_timestep_is_a_decaying_mean() -> None:
-    curve = LossByTimestep(200)
-    generator = torch.Generator().manual_seed(0)
-    sums, counts = np.zeros(100), np.zeros(100)
-    for _ in range(50):
-        t = torch.randint(200, (64,), generator=generator)
-        loss = torch.rand(64, generator=generator)
-        curve.update(t, loss)
-        sums, counts = sums * 0.999, counts * 0.999
-        for one, value in zip(t.tolist(), loss.tolist(), strict=True):
-            sums[one // 2] += value
-            counts[one // 2] += 1
-    assert curve.means() == pytest.approx(sums / counts, rel=1e-4)
-    other = LossByTimestep(200)
-    assert other.means() is None
-    other.load_state_dict(curve.state_dict())
-    assert other.means() == curve.means()
-
-
-def test_loss_curve_goes_through_the_middles() -> None:
-    curve = loss_curve([1.0, 2.0, 4.0], 9)
-    assert curve.tolist() == pytest.approx([1, 1, 4 / 3, 5 / 3, 2, 8 / 3, 10 / 3, 4, 4])
+# Evenly spread
 
 
 @pytest.mark.parametrize("count", [1, 10, 512, 2000, 5000])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from text_diffusion.loss_by_timestep import LossByTimestep
 from text_diffusion.schedules import Array
 
 EVERYWHERE = 0.1  # e
@@ -42,54 +43,35 @@ def fitted_time(loss: Array, everywhere: float = EVERYWHERE) -> Array:
 
 
 class FittedSampler:
-    """t = F^-1(u), F from means of the last thousand steps or so over BINS equal parts of 0..T-1.
+    """t = F^-1(u), F of the loss at each t as it has been of late; refitted every REFIT steps, on the CPU."""
 
-    It is refitted every REFIT steps only, as the fit is made on the CPU.
-    """
-
-    BINS = 100
-    DECAY = 0.999
     REFIT = 25
 
     def __init__(self, diffusion_steps: int, device: torch.device | str = "cpu") -> None:
         self.diffusion_steps = diffusion_steps
-        bins = min(self.BINS, diffusion_steps)
-        self.totals = torch.zeros(2, bins, dtype=torch.float32, device=device)  # of the losses, and how many
-        self.F = torch.linspace(0, 1, bins + 1, device=device)  # at the bins' edges
-        self.updates = 0
+        self.measured = LossByTimestep(diffusion_steps, device)
+        self.F = torch.linspace(0, 1, self.measured.totals.shape[1] + 1, device=device)  # at the edges of its parts
 
     def sample(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Map uniform numbers u (B,) to timesteps (B,) int64 and weights of 1: what F prefers shall weigh more."""
-        bin = (torch.searchsorted(self.F, u.contiguous(), right=True) - 1).clamp_(0, len(self.F) - 2)
-        within = (u - self.F[bin]) / (self.F[bin + 1] - self.F[bin])
-        t = ((bin + within) * self.diffusion_steps / (len(self.F) - 1)).long()
+        part = (torch.searchsorted(self.F, u.contiguous(), right=True) - 1).clamp_(0, len(self.F) - 2)
+        within = (u - self.F[part]) / (self.F[part + 1] - self.F[part])
+        t = ((part + within) * self.diffusion_steps / (len(self.F) - 1)).long()
         return t.clamp_(max=self.diffusion_steps - 1), torch.ones_like(u)
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Take in the losses (B,) at the timesteps t (B,)."""
-        part = t * self.totals.shape[1] // self.diffusion_steps
-        self.totals.mul_(self.DECAY).index_add_(1, part, torch.stack([losses, torch.ones_like(losses)]))
-        self.updates += 1
-        if self.updates % self.REFIT == 0:
-            self.refit()
-
-    def refit(self) -> None:
-        """Fit F to what has been met so far."""
-        sums, counts = self.totals.cpu().double().numpy()
-        met = counts > 0
-        if not np.isfinite(sums).all() or met.sum() < 2:
-            return
-        middles = np.flatnonzero(met)
-        means = monotone(sums[met] / counts[met], counts[met])
-        edges = np.arange(len(counts) + 1) - 0.5
-        self.F.copy_(torch.from_numpy(fitted_time(np.interp(edges, middles, means))))
+        self.measured.update(t, losses)
+        if self.measured.updates % self.REFIT == 0 and (means := self.measured.means()) is not None:
+            edges = np.arange(len(self.F)) - 0.5
+            loss = np.interp(edges, np.arange(len(means)), monotone(np.asarray(means)))
+            self.F.copy_(torch.from_numpy(fitted_time(loss)))
 
     def state_dict(self) -> dict[str, Tensor]:
         """What resuming needs."""
-        return {"totals": self.totals.cpu().clone(), "F": self.F.cpu().clone(), "updates": torch.tensor(self.updates)}
+        return {"F": self.F.cpu().clone(), **self.measured.state_dict()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what `state_dict` gave."""
-        self.totals.copy_(state["totals"])
         self.F.copy_(state["F"])
-        self.updates = int(state["updates"])
+        self.measured.load_state_dict(state)

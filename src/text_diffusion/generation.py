@@ -23,6 +23,7 @@ from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.device import pick_device
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
+from text_diffusion.loss_by_timestep import loss_curve
 from text_diffusion.masked import Masked, MaskedTransformer
 from text_diffusion.memory import in_batches
 from text_diffusion.modeling import TransformerNetModel
@@ -30,7 +31,7 @@ from text_diffusion.randomness import Stream, draw, normal, truncated_normal
 from text_diffusion.remote import local
 from text_diffusion.samplers import Denoise, Step, ancestral, ddim, dpm_solver, heun
 from text_diffusion.sampling import Sampling
-from text_diffusion.timesteps import churned, loss_curve, spaced_timesteps
+from text_diffusion.timesteps import churned, spaced_timesteps
 from text_diffusion.tokenizer import Tokenizer
 
 BATCH_MEMORY = 64 * 2**20  # bytes of activations or logits that a chosen batch may need at once

@@ -28,6 +28,7 @@ from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, project_root, remove_leftovers
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.lock import FolderLock, check_shared
+from text_diffusion.loss_by_timestep import LossByTimestep
 from text_diffusion.mirror import Mirror
 from text_diffusion.muon import optimizer_of
 from text_diffusion.objectives import OBJECTIVES, Network, Objective, check_foreign
@@ -39,7 +40,7 @@ from text_diffusion.resuming import check_unchanged, resume, saved_settings
 from text_diffusion.schedules import named_betas
 from text_diffusion.snapshot import Snapshot, check_safetensors, find_checkpoint, remove_stray_shards
 from text_diffusion.state import TrainState
-from text_diffusion.timesteps import TIMESTEP_SAMPLERS, LossByTimestep
+from text_diffusion.timesteps import TIMESTEP_SAMPLERS
 from text_diffusion.tokenizer import Tokenizer
 from text_diffusion.tracking import check_extra
 

@@ -13,11 +13,12 @@ from torch import Tensor
 from text_diffusion.checkpoint import state_of
 from text_diffusion.distributed import Ranks
 from text_diffusion.ema import EMA
+from text_diffusion.loss_by_timestep import LossByTimestep
 from text_diffusion.muon import moments
 from text_diffusion.objectives import Network
 from text_diffusion.parallel import BatchLoss, is_sharded, sharded_like
 from text_diffusion.snapshot import Snapshot, frozen, read_shards
-from text_diffusion.timesteps import LossByTimestep, TimestepSampler
+from text_diffusion.timesteps import TimestepSampler
 
 
 @dataclass

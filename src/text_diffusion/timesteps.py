@@ -159,42 +159,6 @@ class LossSecondMomentSampler:
         self.counts.copy_(state["counts"])
 
 
-class LossByTimestep:
-    """The mse at each t as training goes: means over the last thousand steps or so, in BINS equal parts of 0..T-1."""
-
-    BINS = 100
-    DECAY = 0.999
-
-    def __init__(self, diffusion_steps: int, device: torch.device | str = "cpu") -> None:
-        self.diffusion_steps = diffusion_steps
-        self.totals = torch.zeros(2, min(self.BINS, diffusion_steps), device=device)  # of the losses, and how many
-
-    def update(self, t: Tensor, losses: Tensor) -> None:
-        """Take in the losses (B,) at the timesteps t (B,); waits for nothing."""
-        part = t * self.totals.shape[1] // self.diffusion_steps
-        self.totals.mul_(self.DECAY).index_add_(1, part, torch.stack([losses, torch.ones_like(losses)]))
-
-    def means(self) -> list[float] | None:
-        """The mean loss of each part; none as long as one of them has not been met."""
-        sums, counts = self.totals.cpu()
-        return (sums / counts).tolist() if bool((counts > 0).all()) else None
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """What resuming needs."""
-        return {"totals": self.totals.cpu().clone()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state_dict` gave."""
-        self.totals.copy_(state["totals"])
-
-
-def loss_curve(means: Sequence[float], diffusion_steps: int) -> Array:
-    """The loss at every t, (T,), from its means over equal parts."""
-    middles = (np.arange(len(means)) + 0.5) * diffusion_steps / len(means) - 0.5
-    curve: Array = np.interp(np.arange(diffusion_steps), middles, np.asarray(means))
-    return curve
-
-
 TimestepSampler = UniformSampler | LossSecondMomentSampler | FittedSampler
 TIMESTEP_SAMPLERS: dict[str, type[TimestepSampler]] = {
     "uniform": UniformSampler,
