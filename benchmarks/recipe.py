@@ -59,6 +59,7 @@ WAYS = {
     "with modern layers": f"{OURS} --denoiser modern",
     "without denoised input": f"{OURS} --denoised_input False",
     "output scale 1": f"{OURS} --output_scale 1",
+    "D = 32": f"{OURS} --in_channel 32",
     "without neighbours": f"{OURS} --neighbours 0",
     "without shared evidence": f"{OURS} --shared_evidence False",
     "without known words": f"{OURS} --known_words False",
@@ -71,7 +72,17 @@ CALLS = (2, 4, 8, 16, 32)
 OF_TEXT = ("js_3", "mauve", "unique", "novel")  # figures of samples of a language that is not known
 CODE = (  # a row is as good as new until one of these changes
     *("modeling", "modern", "losses", "cross_entropy", "chunked", "masked", "autoregressive", "objectives", "step"),
-    *("gaussian_diffusion", "schedules", "timesteps", "fitted_time", "samplers", "sampling", "ema", "condition"),
+    *(
+        "gaussian_diffusion",
+        "schedules",
+        "timesteps",
+        "fitted_time",
+        "loss_by_timestep",
+        "samplers",
+        "sampling",
+        "ema",
+        "condition",
+    ),
     *("muon", "shared_evidence", "neighbours", "bound", "likelihood"),
 )
 KEY = ("way", "dataset", "seed")
@@ -106,10 +117,12 @@ def pace(text: Path, way: str, scratch: Path) -> float:
 def bits(model: Writer, task: Task, text_file: Path, lines: int) -> dict[str, float]:
     """Of the first held-out lines, bits a sentence and a token: exact, or the bound; and the truth, if it is known.
 
-    The walk of a diffusion model has 1,000 steps, and each sentence of `masked` is hidden 64 times.
+    The walk of a diffusion model has 1,000 steps, of a text whose language is not known 250, and each sentence of
+    `masked` is hidden 64 times.
     """
     text = read_text(text_file, model.tokenizer, model.sequence_len, lines)
-    config = LikelihoodConfig(steps=1000) if isinstance(model, TextDiffusion) else LikelihoodConfig(paths=64)
+    steps = 1000 if task.grammar else 250
+    config = LikelihoodConfig(steps=steps) if isinstance(model, TextDiffusion) else LikelihoodConfig(paths=64)
     found = figures_of(model, text, config).lines
     each = found["exact" if "exact" in found else "bound"]
     row = {"bound": float(each.mean()), "per_token": float(each.sum()) / text.tokens}

@@ -183,13 +183,15 @@ def test_its_walk_draws_no_noise() -> None:
     assert Sampling(steps=40, resample=2).chosen(student=True).sampler == "ancestral"
 
 
-def test_calls_of_a_model_of_words_are_at_squares() -> None:
+def test_calls_of_a_model_of_words_close_up() -> None:
+    """By how much goes by the nats of a sentence, as long as it is to be."""
     model = load_diffusion(SHIPPED, device="cpu")
     abar, T = model.diffusion.alphas_cumprod, model.diffusion.num_timesteps
     loss = loss_curve(model.info["loss_by_timestep"], T)
-    expected = spaced_timesteps(abar, 6, loss=loss, squared=True)
-    assert [step.t for step in model.denoising(0, 2, steps=6)] == expected[::-1]
-    assert expected != spaced_timesteps(abar, 6, loss=loss)
+    for length in (7, 5):
+        expected = spaced_timesteps(abar, 3, loss=loss, closing=1 + 3 / (length * loss[-1]))
+        assert [step.t for step in model.denoising(0, 2, steps=3, sequence_len=length)] == expected[::-1]
+        assert expected != spaced_timesteps(abar, 3, loss=loss)
 
 
 # How it goes on

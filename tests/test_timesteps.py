@@ -17,6 +17,7 @@ from text_diffusion.timesteps import (
     LossSecondMomentSampler,
     UniformSampler,
     churned,
+    closing_power,
     evenly_spread,
     spaced_timesteps,
 )
@@ -242,12 +243,20 @@ def test_loss_spacing_is_even_in_the_loss_where_it_rises() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
-def test_squared_places(steps: int) -> None:
-    """Where the loss rises evenly with t, at the squares of 1/S, 2/S ... 1; on the other scales nothing changes."""
-    kept = spaced_timesteps(abar(2000), steps, loss=np.linspace(0, 1, 2000), squared=True)
-    assert np.abs(np.array(kept) / 1999 - (np.arange(1, steps + 1) / steps) ** 2).max() < 1e-3
-    even = spaced_timesteps(abar(2000), steps, "log-snr", squared=True)
+def test_places_that_close_up(steps: int) -> None:
+    """Where the loss rises evenly with t, at powers of even places that begin short of 0; on other scales even ones."""
+    kept = spaced_timesteps(abar(2000), steps, loss=np.linspace(0, 1, 2000), closing=1.5)
+    expected = [((i - 0.75) / (steps - 0.75)) ** 1.5 for i in range(1, steps + 1)]
+    assert np.abs(np.array(kept) / 1999 - expected).max() < 1e-3
+    even = spaced_timesteps(abar(2000), steps, "log-snr", closing=1.5)
     assert even == spaced_timesteps(abar(2000), steps, "log-snr")
+
+
+def test_places_close_up_where_calls_are_many_for_what_there_is_to_decide() -> None:
+    assert closing_power(8, 16.0) == 1.5
+    assert closing_power(32, 16.0) == closing_power(16, 16.0) == 2
+    assert closing_power(1, 1000.0) == pytest.approx(1.001)
+    assert closing_power(1, 0.0) == 2
 
 
 def test_all_timesteps_and_known_ones() -> None:

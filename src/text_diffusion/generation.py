@@ -31,7 +31,7 @@ from text_diffusion.randomness import Stream, draw, normal, truncated_normal
 from text_diffusion.remote import local
 from text_diffusion.samplers import Denoise, Step, ancestral, ddim, dpm_solver, heun
 from text_diffusion.sampling import Sampling
-from text_diffusion.timesteps import churned, spaced_timesteps
+from text_diffusion.timesteps import churned, closing_power, spaced_timesteps
 from text_diffusion.tokenizer import Tokenizer
 
 BATCH_MEMORY = 64 * 2**20  # bytes of activations or logits that a chosen batch may need at once
@@ -203,9 +203,10 @@ class TextDiffusion:
         if how.resample is not None:
             calls = -(-(how.steps - 1) // how.resample) + 1
         spaced_timesteps(abar, how.steps)  # the range that is named in an error is that of the calls
-        # A model of words has nothing to do at the smallest noise, where x_t shows them: the last call comes before.
-        # What it leaves open is decided for each word by itself, so that the last calls stand close together.
-        kept = spaced_timesteps(abar, calls, how.spacing, loss, squared=isinstance(self.model, WordDenoiser))
+        words = isinstance(self.model, WordDenoiser)
+        length = how.sequence_len or self.sequence_len
+        closing = closing_power(calls, length * float(loss[-1])) if words and loss is not None else None
+        kept = spaced_timesteps(abar, calls, how.spacing, loss, closing)
         if how.sampler == "ancestral":
             visits = [1, *np.diff(np.linspace(0, how.steps - 1, calls).round().astype(int)).tolist()]
             return self.diffusion.respace(kept), partial(ancestral, visits=visits)

@@ -58,7 +58,7 @@ OBJECTIVES = {
         ("noise_schedule", "diffusion_steps"),
         # the schedule in which time is the log-SNR, in so many steps that it is as good as continuous
         {"noise_schedule": "log-snr", "diffusion_steps": 10_000, "schedule_sampler": "fitted", "stratified": True},
-        {"neighbours": 2},
+        {"neighbours": 2, "in_channel": 64},
     ),
     "masked": Objective(
         MaskedTransformer,

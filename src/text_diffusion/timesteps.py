@@ -19,7 +19,11 @@ SPACINGS = ("auto", "loss", "uniform", "log-snr")
 
 
 def spaced_timesteps(
-    alphas_cumprod: Array, steps: int, spacing: str = "auto", loss: Array | None = None, squared: bool = False
+    alphas_cumprod: Array,
+    steps: int,
+    spacing: str = "auto",
+    loss: Array | None = None,
+    closing: float | None = None,
 ) -> list[int]:
     """The `steps` timesteps kept by a sampler, ascending to T - 1 (a single step is T - 1).
 
@@ -30,8 +34,9 @@ def spaced_timesteps(
             the loss measured in training, so that more steps go where prediction gets harder faster; `auto` is `loss`
             where that is known, else `uniform`.
         loss: the loss by t, (T,), if it was measured.
-        squared: on the scale of the loss, from 0 to 1, they stand at the squares of 1/S, 2/S ... 1 instead of at even
-            places: closer and closer together the less noise there is, and the last one short of t = 0.
+        closing: on the scale of the loss, from 0 to 1, they stand at ((i - 3/4) / (S - 3/4))^closing, i = 1..S, instead
+            of at even places: the last one short of t = 0, and the greater the power, the closer together the less
+            noise there is.
 
     Raises:
         UserError: steps is not in 1..T; no such spacing, or the loss was not measured.
@@ -54,10 +59,22 @@ def spaced_timesteps(
     if steps == 1:
         return [T - 1]
     places = np.linspace(scale[0], scale[-1], steps)
-    if squared and spacing == "loss":
-        places = scale[0] + np.linspace(1 / steps, 1, steps) ** 2 * (scale[-1] - scale[0])
+    if closing is not None and spacing == "loss":
+        even = (np.arange(steps) + 0.25) / (steps - 0.75)
+        places = scale[0] + even**closing * (scale[-1] - scale[0])
     kept = np.rint(np.interp(places, scale, np.arange(T))).astype(int)
     return _distinct(kept, T).tolist()  # type: ignore[no-any-return]
+
+
+def closing_power(calls: int, nats: float) -> float:
+    """How close together the calls of a model of words stand at little noise, 1..2 (see `timesteps.spaced_timesteps`).
+
+    What a call leaves open the next one decides for each word by itself, whatever its neighbour decides. Where there
+    are fewer calls than there is to decide in a sentence, in nats, that is so everywhere, and they are spread evenly.
+    Where there are more, few mistakes are made at much noise, and they close up towards the last words, which nothing
+    corrects.
+    """
+    return 1 + min(1.0, calls / nats) if nats > 0 else 2.0
 
 
 def _distinct(timesteps: npt.NDArray[np.int64], diffusion_steps: int) -> npt.NDArray[np.int64]:
