@@ -341,3 +341,15 @@ def test_a_run_of_one_objective_does_not_go_on_as_another(words: Path, capsys: p
     sizes[sizes.index("cross_entropy")] = "diffusion_lm"
     assert train.main(sizes) == 1
     assert "was started with --objective cross_entropy" in one_sentence(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("given", "D"), [({}, 64), ({"size": "base"}, 128), ({"in_channel": 16}, 16)])
+def test_dimensions_of_a_word(given: dict[str, Any], D: int, tmp_path: Path) -> None:
+    """More than the other objectives' unless the flags say otherwise."""
+    corpus = write_text(tmp_path / "toy.txt", LINES)
+    for objective, size in (("cross_entropy", D), ("masked", {64: 32}.get(D, D))):
+        options = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, **given, "objective": objective}
+        run, _ = prepare(train.parse(flags(dataset=corpus, checkpoint_path=tmp_path / objective, **options)))
+        assert run.lock is not None
+        run.lock.release()
+        assert run.model_config.in_channel == size

@@ -62,12 +62,14 @@ class ModelConfig(Options):
         "layers of the network: BERT's, or those of today (RMSNorm, RoPE, AdaLN-Zero, gated)",
         choices=("bert", "modern"),
     )
-    in_channel: int = option(32, "D, size of the word embeddings that are diffused", low=1)
+    in_channel: int = option(32, "D, size of the word embeddings that are diffused; 64 for cross_entropy", low=1)
     hidden_size: int = option(128, "H, width of the transformer", low=1)
     num_layers: int = option(3, "transformer layers", low=1)
     num_heads: int = option(4, "attention heads; they share H", low=1)
     num_channels: int = option(128, "size of the sinusoidal time embedding", low=2)
-    neighbours: int = option(0, "words on each side that a position sees before the first layer", low=0, high=32)
+    neighbours: int = option(
+        0, "words on each side that a position sees before the first layer; 2 but for diffusion_lm", low=0, high=32
+    )
     activation: str = option("relu", "bert: activation of the feed-forward layers", choices=("relu", "gelu"))
     norm: str = option("pre", "bert: layer norm before each sub-layer, or after it", choices=("pre", "post"))
     dropout: float = option(0.0, "dropout probability", low=0.0, high=0.95)
