@@ -198,8 +198,9 @@ def test_strength_and_range(model: TextDiffusion, colours: Classifier) -> None:
     free = model.sample(60, steps=8)
     weak, strong = (model.sample(60, steps=8, controls=[Label(colours, "red", s)]) for s in (0.3, 2.0))
     assert share(free, "red") < share(weak, "red") < share(strong, "red")
+    left_out = max(set(range(19)) - {step.t for step in model.denoising(0, 1, steps=8)})
     with pytest.raises(UserError, match=r"a network call at a t where .* none of 8 from t 19 to 0; .* a wider --guid"):
-        model.sample(60, steps=8, controls=[Label(colours, "red", 3.0, low=17, high=17)])  # not kept
+        model.sample(60, steps=8, controls=[Label(colours, "red", 3.0, low=left_out, high=left_out)])
     with pytest.raises(UserError, match="none of 1 from t 19 to 19; take more STEPS"):
         model.sample(60, steps=1, controls=[Label(colours, "red")])
     part = model.sample(60, steps=8, controls=[Label(colours, "red", 2.0, low=0, high=2)])
