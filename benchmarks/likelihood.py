@@ -67,16 +67,16 @@ def objective_of(model: Writer) -> str:
     return next(name for name, objective in OBJECTIVES.items() if objective.network is network)
 
 
-def bits_of(model: Writer, text: Text, paths: int) -> dict[str, Tensor]:
+def bits_of(model: Writer, text: Text, walk: LikelihoodConfig) -> dict[str, Tensor]:
     """Bits of each line, by name."""
     if isinstance(model, Autoregressive):
         return measure_exactly(model, text, LikelihoodConfig()).lines
     if isinstance(model, Masked):
         return {"bound": mean_bound(model.model, text.ids, MASKED_PATHS, LikelihoodConfig().seed).cpu() / BIT}
-    return measure(model, text, LikelihoodConfig(paths=paths)).lines
+    return measure(model, text, walk).lines
 
 
-def corpus(name: str, weights: Sequence[str], count: int, paths: int) -> None:
+def corpus(name: str, weights: Sequence[str], count: int, walk: LikelihoodConfig) -> None:
     """Bits of the first `count` held-out lines by each model, beside the truth."""
     grammar_file, test = ROOT / f"data/{name}/grammar.json", ROOT / f"data/{name}-test.txt"
     grammar, lines = Grammar.load(grammar_file), read_lines(test)[:count]
@@ -98,8 +98,9 @@ def corpus(name: str, weights: Sequence[str], count: int, paths: int) -> None:
         model = load(file, device="cpu")
         text = read_text(test, model.tokenizer, model.sequence_len, count)
         assert text.lines == lines, f"{file}: some of the lines are too long for it"
-        rows = {key: row(values) for key, values in bits_of(model, text, paths).items()}
-        models[objective_of(model)] = {"weights": Path(file).name, "paths": paths, "machine": machine(), "rows": rows}
+        rows = {key: row(values) for key, values in bits_of(model, text, walk).items()}
+        of = {"weights": Path(file).name, "paths": walk.paths, "steps": walk.steps, "machine": machine()}
+        models[objective_of(model)] = of | {"rows": rows}
         print(file, rows, flush=True)
         tokens = text.tokens / count
         about = {"lines": count, "tokens": tokens, "entropy": grammar.entropy_bits(), "language": language}
@@ -168,12 +169,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("weights", metavar="CKPT", nargs="*", help="weights files")
     parser.add_argument("--lines", type=int, default=500)
     parser.add_argument("--paths", type=int, default=2, help="paths for each line")
+    parser.add_argument("--steps", type=int, default=0, help="of a path; 0: all that the model was trained for")
     parser.add_argument("--draws", type=int, default=24, help="of the micro-language")
     args = parser.parse_args(argv)
     if args.part in ("simple", "animals", "calibration") and not args.weights:
         parser.error(f"{args.part} needs CKPT")
     if args.part in ("simple", "animals"):
-        corpus(args.part, args.weights, args.lines, args.paths)
+        corpus(args.part, args.weights, args.lines, LikelihoodConfig(paths=args.paths, steps=args.steps))
     elif args.part == "calibration":
         calibration("simple", *args.weights)
     elif args.part == "micro":

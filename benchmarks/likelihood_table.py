@@ -6,8 +6,8 @@ from typing import Any
 
 TITLES = {
     "exact": "{objective}, exact",
-    "bound": "{objective}, bound",
-    "importance_sampled": "{objective}, {paths} paths together",
+    "bound": "{objective}, bound{steps}",
+    "importance_sampled": "{objective}, {paths} paths together{steps}",
 }
 
 
@@ -26,8 +26,9 @@ def corpus(name: str, part: dict[str, Any]) -> str:
     terms = []
     for objective, model in models.items():
         found = model["rows"]
+        steps = f" ({model['steps']:,} steps)" if model.get("steps") else ""
         rows += [
-            (title.format(objective=f"`{objective}`", paths=model["paths"]), found[key])
+            (title.format(objective=f"`{objective}`", paths=model["paths"], steps=steps), found[key])
             for key, title in TITLES.items()
             if key in found
         ]
