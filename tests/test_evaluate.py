@@ -290,6 +290,8 @@ def test_escape_codes_in_samples_are_not_printed(
         ("samples.txt", "word\n".encode("utf-16"), "expected"),
         ("samples.jsonl", b'{"text": "a"}\n{"words": 1}\n', 'objects with a "text", found another thing in line 2'),
         ("samples.jsonl", b"[1]\n", 'objects with a "text", found another thing in line 1'),
+        ("samples.jsonl", b'{"text": null}\n', 'objects with a "text", found another thing in line 1'),
+        ("samples.jsonl", b"[" * 100_000, 'objects with a "text", found another thing in line 1'),
     ],
 )
 def test_bad_sample_files(
@@ -315,6 +317,7 @@ def test_bad_sample_files(
         ),
         (["{real}", "--reference", "{real}", "--grammar", "{real}"], "grammar file"),
         (["{real}", "--reference", "{real}", "--json", "{tmp}"], "expected a file to write to, found a folder"),
+        (["{real}", "--reference", "{real}", "--json", "{tmp}/./real.txt"], "real.txt: expected a file of its own"),
         (["{real}", "--reference", "{real}", "--seed", "-1"], "--seed must be between"),
         ([], "SAMPLES"),
     ],
@@ -327,6 +330,33 @@ def test_bad_command_lines(
     assert run(*filled) == 1
     assert expected in one_sentence(capsys.readouterr().err)
     assert [path.name for path in tmp_path.iterdir()] == ["real.txt"]
+
+
+def test_what_real_text_does_not_have_is_left_out(real: list[str]) -> None:
+    """Of a reference of one word a line there are no pairs of words."""
+    result = figures.evaluate(real[:500], [line.split()[0] for line in real])
+    assert {"distinct_2", "distinct_3", "js_2", "js_3", "repetition"} <= result.left_out.keys()
+    assert {"distinct_1", "js_1", "unique"} <= {row.figure.key for row in result.rows}
+    json.dumps(evaluate.as_json(result), allow_nan=False)
+
+
+def test_held_out_lines_that_are_rarer_are_not_the_bar() -> None:
+    """`simple` keeps its test lines out of training, so that common sentences are not among them."""
+    simple, test = Grammar.load(DATA / "simple" / "grammar.json"), (DATA / "simple-test.txt").read_text().splitlines()
+    alarms, rarer = 0, 0
+    for seed in range(4):
+        samples = simple.sample(2000, np.random.default_rng(100 + seed))
+        alarms += len(worse(figures.evaluate(samples, test, grammar=simple, seed=seed)))
+        rarer += len(worse(figures.evaluate(samples, test, seed=seed)))
+    assert alarms <= 3 < rarer
+
+
+def test_figures_do_not_depend_on_which_others_there_are(real: list[str], animals: Grammar) -> None:
+    samples = real[:400]
+    few = figures.evaluate(samples, real)
+    more = figures.evaluate(samples, real, train=real[:5], scorer=teacher)
+    for row in few.rows:
+        assert more.row(row.figure.key) == row
 
 
 def test_a_line_in_shape_is_not_enough(animals: Grammar) -> None:

@@ -87,6 +87,16 @@ def test_gif_is_small_enough_whatever_it_shows(tmp_path: Path) -> None:
         assert getattr(image, "n_frames", 1) >= 4
 
 
+def test_gif_of_a_word_without_end(tmp_path: Path) -> None:
+    """A GIF is at most 65,535 pixels wide."""
+    from PIL import Image
+
+    frames = [Frame(t, 0.5, [[Word("x" * 10_000, True, 1.0), Word("y", True, 1.0)]], []) for t in range(2)]
+    animate(frames, tmp_path / "player.gif")
+    with Image.open(tmp_path / "player.gif") as image:
+        assert image.width < 800
+
+
 def test_terminal_shows_every_word(writer: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = load(writer)
     assert isinstance(model, TextDiffusion)

@@ -185,11 +185,11 @@ def test_a_run_in_progress(run: Path) -> None:
         path.unlink()
     metrics = run / "metrics.jsonl"
     lines = metrics.read_text().splitlines()
-    metrics.write_text("\n".join([lines[0], "{broken", "[1]", *lines[1:], lines[-1][:20]]))
+    metrics.write_text("\n".join([lines[0], "{broken", "[1]", "[" * 100_000, *lines[1:], lines[-1][:20]]))
     assert made(run) == 0
     page = read(run / "report.html")
     assert page.headings == ["Training", "Settings", "Not here"]
-    assert "2 lines of metrics.jsonl are not rows of numbers" in page.text
+    assert "3 lines of metrics.jsonl are not rows of numbers" in page.text
     assert "there are no weights in this folder yet" in page.text
 
 
@@ -200,6 +200,11 @@ def test_hardly_any_metrics(run: Path, contents: str) -> None:
     page = read(run / "report.html")
     assert "Training" not in page.headings
     assert ("metrics.jsonl has no whole row yet" in page.text) == ("NaN" not in contents)
+
+
+def test_settings_of_another_kind(run: Path) -> None:
+    (run / "training_args.json").write_text('{"data": {"train_txt_path": 7, "dataset": []}}')
+    assert made(run) == 0
 
 
 def test_without_its_texts(run: Path) -> None:

@@ -40,11 +40,13 @@ def read_samples(path: Path) -> list[str]:
         if not line:
             continue
         try:
-            text = str(json.loads(line)["text"])
+            text = json.loads(line)["text"]
+            if not isinstance(text, str):
+                raise TypeError
             text.encode()
         except UnicodeEncodeError:
             raise UserError(f"{path}: expected text, found half a surrogate pair in line {number}") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f'{path}: expected JSON objects with a "text", found another thing in line {number}'
             ) from None
@@ -173,6 +175,7 @@ def command(argv: Sequence[str] | None) -> None:
     if not config.reference:
         raise UserError("--reference must name a file of held-out real text, found nothing")
     outputs = [Path(name) for name in (config.json, config.markdown) if name]
+    inputs = [name for name in (given["samples"], config.reference, config.train, config.checkpoint) if name]
     samples = stripped(read_samples(local(given["samples"])))
     reference = stripped(read_lines(local(config.reference)))
     train = stripped(read_lines(local(config.train))) if config.train else None
@@ -181,6 +184,8 @@ def command(argv: Sequence[str] | None) -> None:
     for path in outputs:
         if path.is_dir():
             raise UserError(f"{path}: expected a file to write to, found a folder")
+        if any(path.exists() and Path(name).exists() and path.samefile(name) for name in inputs):
+            raise UserError(f"{path}: expected a file of its own to write to, found one that is read")
         check_writable(path.parent)
 
     result = figures.evaluate(samples, reference, train=train, grammar=grammar, scorer=scorer, seed=config.seed)

@@ -197,10 +197,15 @@ def evaluate(
         scorer: -log2 P and tokens of lines under a teacher, for `perplexity`.
         seed: of the halves, and of what else is drawn.
     """
-    rng = np.random.default_rng(seed)
-    halves = ([reference[i] for i in half] for half in halves_of(np.arange(len(reference)), REFERENCE_RUNS, rng))
-    lines = Lines(samples, *halves)
-    all_samples, real, other = lines.texts
+
+    def rng(purpose: str) -> np.random.Generator:  # one each, so that no figure depends on which others there are
+        return np.random.default_rng([seed, *purpose.encode()])
+
+    runs = halves_of(np.arange(len(reference)), REFERENCE_RUNS, rng("reference"))
+    halves = ([reference[i] for i in half] for half in runs)
+    drawn = [] if grammar is None else grammar.sample(len(samples), rng("ideal"))  # what an ideal sampler would write
+    lines = Lines(samples, *halves, drawn)
+    all_samples, real, other, all_drawn = lines.texts
     blank = np.array([not line.strip() for line in lines.lines], dtype=bool)
     written = all_samples[~blank[all_samples]]
     result = Evaluation(len(samples), len(real), warnings=_warnings(samples, [*reference, *(train or ())]))
@@ -214,7 +219,7 @@ def evaluate(
             result.warnings.append(
                 f"no line is spelled as the language is, for example {reference[0]!r}: are spaces or upper case other?"
             )
-        ideal = ideal_figures(grammar, len(written), train, rng) if len(written) else {}
+        ideal = ideal_figures(grammar, len(written), train, rng("ideal figures")) if len(written) else {}
     else:
         reason = "the language is not known (no grammar.json in the folder of the reference's name, no --grammar FILE)"
         _leave_out(result, reason, "valid", "slot_kl", "mutual_information")
@@ -224,7 +229,7 @@ def evaluate(
     else:
         _leave_out(result, "the training text is not known (--train FILE)", "novel")
     try:
-        measures |= _of_embeddings(embedding.embed(lines.lines), lines.texts, rng)
+        measures |= _of_embeddings(embedding.embed(lines.lines), lines.texts[:3], rng("embeddings"))
     except ImportError as error:
         reason = f"{error.name} is not there, of the extra eval: pip install '.[eval]' in the repository"
         _leave_out(result, reason, "energy", "mauve")
@@ -235,8 +240,8 @@ def evaluate(
 
     for key, figure in FIGURES.items():
         if key in measures:
-            rows = all_samples if key == "blank" else written
-            _measure(result, figure, measures[key], rows, real, ideal.get(key), rng)
+            texts = (all_samples, real, all_drawn[:0]) if key == "blank" else (written, real, all_drawn)
+            _measure(result, figure, measures[key], texts, ideal.get(key), rng(key))
     return result
 
 
@@ -244,24 +249,34 @@ def _measure(
     result: Evaluation,
     figure: Figure,
     measure: Measure,
-    rows: Ints,
-    real: Ints,
+    texts: tuple[Ints, Ints, Ints],
     ideal: Estimate | None,
     rng: np.random.Generator,
 ) -> None:
-    """Add the row of a figure, of equally many lines where that matters, or the reason why it is left out."""
+    """Add the row of a figure, of equally many lines where that matters, or the reason why it is left out.
+
+    Args:
+        texts: lines of the samples, of real text and, if the language is known, of an ideal sampler.
+        ideal: what an ideal sampler's is expected to be, if there is a closed form; else it is measured.
+    """
+    rows, real, drawn = texts if ideal is None else (*texts[:2], texts[2][:0])
     if figure.sized and ideal is not None:
         real = real[:0]  # the ideal sampler wrote as many lines as the samples have; real text has another number
     elif figure.sized:
         size = min(len(rows), len(real), figure.most)
-        rows, real = (np.sort(rng.permutation(lines)[:size]) for lines in (rows, real))
+        rows, real, drawn = (np.sort(rng.permutation(lines)[:size]) for lines in (rows, real, drawn))
     if len(rows) < figure.needs or (ideal is None and len(real) < figure.needs):
         _leave_out(result, f"needs {figure.needs} lines of samples, and twice as many of the reference", figure.key)
         return
-    found, beside = measure(rows, rng), measure(real, rng) if len(real) >= figure.needs else None
-    if figure.unit == "%" or figure.key == "mauve":
-        found, beside = found.within(0, 1), beside and beside.within(0, 1)
-    if math.isfinite(found.value):
+
+    def of(lines: Ints) -> Estimate | None:
+        found = measure(lines, rng) if len(lines) >= figure.needs else None
+        if found is None or not math.isfinite(found.value):
+            return None
+        return found.within(0, 1) if figure.unit == "%" or figure.key == "mauve" else found
+
+    found, beside, ideal = of(rows), of(real), ideal or of(drawn)
+    if found is not None and (beside or ideal) is not None:
         result.rows.append(Row(figure, found, beside, ideal))
     else:
         reason = "nothing to count: too few lines are long enough, or have the shape of the language"

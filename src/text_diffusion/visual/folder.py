@@ -47,7 +47,7 @@ class RunFolder:
         data = self.settings.get("data", {})
         given = data.get({"train": "train_txt_path", "test": "val_txt_path"}[part]) or ""
         name = Path(str(data.get("dataset", ""))).stem
-        candidates = [Path(given)] if given else []
+        candidates = [Path(str(given))] if given else []
         if name:
             candidates += [self.path / f"{name}-{part}.txt", project_root() / "data" / f"{name}-{part}.txt"]
         return next((path for path in candidates if path.is_file()), None)
@@ -88,7 +88,7 @@ def read_metrics(path: Path) -> tuple[list[Row], int]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             unread += bool(line.strip()) and number < len(lines)
             continue
         try:
@@ -123,7 +123,7 @@ def thinned(x: Sequence[float], y: Sequence[float], most: int = 300) -> tuple[li
 def _settings(path: Path) -> dict[str, dict[str, Any]]:
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(read, dict):
         return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ LARGEST = 500_000  # bytes of a GIF, so that a README can carry it
 LINE_STYLES = ("-", "--", ":", "-.", (0, (4, 4)), (0, (1, 4)))
 SIZE, LINE, MARGIN, BAR = 17, 34, 20, 3  # pixels: letters, a line of them, around, under a word
 NARROWEST, WIDEST = 480, 760
+LONGEST = 40  # letters of a word in a GIF
 PAPER, INK, SOFT, ACCENT = (251, 250, 247), (27, 29, 33), (120, 126, 138), (11, 92, 173)
 
 
@@ -57,12 +59,14 @@ def plot(charts: Sequence[Chart], folder: Path) -> None:
 def animate(frames: Sequence[Frame], path: Path) -> None:
     """The player as a GIF of at most LARGEST bytes: of fewer frames, and in the end fewer sentences, if need be.
 
+    Of words that are longer than LONGEST only the beginning is drawn.
+
     Raises:
         ImportError: Pillow, or matplotlib, whose font is used, is not there.
         UserError: the file cannot be written.
     """
     lines = len(frames[-1].noisy)
-    chosen = list(frames)
+    chosen = [replace(frame, noisy=[list(map(_shortened, words)) for words in frame.noisy]) for frame in frames]
     while True:
         data = _gif(chosen, lines)
         if len(data) <= LARGEST or (len(chosen) <= 4 and lines == 1):
@@ -74,6 +78,10 @@ def animate(frames: Sequence[Frame], path: Path) -> None:
         else:
             chosen = [*chosen[:-1][::2], chosen[-1]]
     write_atomically(path, lambda file: file.write(data))
+
+
+def _shortened(word: Word) -> Word:
+    return word if len(word.text) <= LONGEST else replace(word, text=word.text[: LONGEST - 1] + "…")
 
 
 def _gif(frames: Sequence[Frame], lines: int) -> bytes:
