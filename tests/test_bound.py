@@ -252,7 +252,7 @@ def test_micro_language_bound_against_brute_force(micro: Micro) -> None:
         log_weights = enumerated(micro, S, paths, handover)
         bound, error = -log_weights.mean(dim=0), log_weights.std(dim=0) / math.sqrt(paths)
         above = (bound + P.log())[common] / (error.square() + (P_error / P).square()).sqrt()[common]
-        assert float(above.min()) > -2.5  # as small a bound as 1 bit less is found out, loose as it is
+        assert float(above.min()) > -2.5  # with the better handover, a bound that is 1 bit less is found out
         sums.append(float((-bound).exp().sum()))
 
         weights = log_weights.exp()  # averaged, the same weights are P(w) itself

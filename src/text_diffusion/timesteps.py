@@ -67,7 +67,7 @@ def spaced_timesteps(
 
 
 def closing_power(calls: int, nats: float) -> float:
-    """How close together the calls of a model of words stand at little noise, 1..2 (see `timesteps.spaced_timesteps`).
+    """How close together the calls of a model of words stand at little noise, 1..2 (see `spaced_timesteps`).
 
     What a call leaves open the next one decides for each word by itself, whatever its neighbour decides. Where there
     are fewer calls than there is to decide in a sentence, in nats, that is so everywhere, and they are spread evenly.
