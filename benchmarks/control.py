@@ -218,7 +218,9 @@ def learned(model: TextDiffusion, folder: Path, samples: int, steps: int) -> dic
     """Each colour, by a model that was trained with labels; a scale above 1 is classifier-free guidance."""
     weights = folder / "learned" / "ema_0.9999_004000.pt"
     if not weights.is_file():
-        weights = common.train(folder / "learned", "simple", 4000, ["--condition", "labels"]).weights
+        weights = common.train(
+            folder / "learned", "simple", 4000, ["--condition", "labels", "--objective", "diffusion_lm"]
+        ).weights
     model, others = load_diffusion(weights), ("food", "state")
     rows = []
     for scale in (1.0, 1.25, 1.5, 2.0):

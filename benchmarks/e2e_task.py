@@ -20,7 +20,20 @@ from text_diffusion.generation import TextDiffusion, load_diffusion
 
 # A few descriptions are twice as long as nearly all others, and every sentence takes the time of the longest. Half the
 # usual batch is twice the steps in the same time.
-FIT = ("--sequence_len", "50", "--long_lines", "drop", "--eval_interval", "0", "--batch_size", "64", "--lr", "0.003")
+FIT = (
+    "--objective",
+    "diffusion_lm",
+    "--sequence_len",
+    "50",
+    "--long_lines",
+    "drop",
+    "--eval_interval",
+    "0",
+    "--batch_size",
+    "64",
+    "--lr",
+    "0.003",
+)
 Triple = tuple[str, ...]
 
 

@@ -49,6 +49,7 @@ EARLY, LATE = "before the first checkpoint", "too late: it had ended"
 SIZES = {
     "steps": STEPS, "save_interval": 2, "log_interval": 3, "eval_interval": 6, "keep_last": 3, "batch_size": 16,
     "hidden_size": 64, "num_layers": 2, "num_heads": 2, "in_channel": 16, "num_channels": 16, "diffusion_steps": 50,
+    "objective": "diffusion_lm",
     "dropout": 0.1, "ema_rate": "0.9,0.99", "lr": 1e-3, "device": "cpu",
 }  # fmt: skip
 

@@ -228,7 +228,8 @@ def all_parts(clock: Clock) -> list[Part]:
     """What is measured, what matters most first."""
 
     def of(size: str, objective: str, batch: int, length: int, vocab: int) -> Shape:
-        return Shape(size, build(ModelConfig, SIZES[size] | {"objective": objective}), batch, length, vocab)
+        model = build(ModelConfig, OBJECTIVES[objective].model, SIZES[size], {"objective": objective})
+        return Shape(size, model, batch, length, vocab)
 
     base, words = (of("base", objective, 256, 128, 8192) for objective in ("diffusion_lm", "cross_entropy"))
     short = of("base", "diffusion_lm", 512, 64, 8192)
@@ -253,8 +254,8 @@ def toy_parts(clock: Clock) -> list[Part]:
     """The same code in seconds."""
     parts: list[Part] = []
     for objective, optimizer in (("diffusion_lm", "adamw"), ("cross_entropy", "muon")):
-        model = build(ModelConfig, SIZES["base"] | {"num_layers": 1, "hidden_size": 48, "in_channel": 8})
-        shape = Shape("toy", replace(model, objective=objective), 8, 16, 64)
+        sizes = SIZES["base"] | {"num_layers": 1, "hidden_size": 48, "in_channel": 8, "objective": objective}
+        shape = Shape("toy", build(ModelConfig, OBJECTIVES[objective].model, sizes), 8, 16, 64)
         parts.append(("training", "toy", partial(training, clock, shape, optimizer=optimizer)))
         parts.append(("sampling", "toy", partial(sampling, clock, shape, 3)))
     return parts

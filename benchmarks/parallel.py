@@ -63,6 +63,7 @@ def checkpoint(ranks: Ranks, folder: Path) -> dict[str, Any]:
         "checkpoint_path": str(folder / "base"),
         "device": "cpu",
         "batch_size": 2,
+        "objective": "diffusion_lm",
         **SIZES["base"],
     }
     run, state = prepare(given, ranks)

@@ -1,6 +1,7 @@
 """How good are the samples? Trains by the commands of the README, samples, checks, writes the README's table.
 
 python benchmarks/quality.py simple                   default training; exact check by the grammar (3 seeds)
+python benchmarks/quality.py diffusion_lm             the same by the original's objective
 python benchmarks/quality.py shipped                  the weights in the repository, at 2000 steps and at fewer
 python benchmarks/quality.py shipped_words            those of the objective cross_entropy, at few
 python benchmarks/quality.py shipped_student          those of its student, at fewer
@@ -28,6 +29,7 @@ import table
 from common import ROOT, Trained, record, sample, train
 from e2e import e2e_lines
 
+from text_diffusion.config import ModelConfig
 from text_diffusion.files import read_lines
 from text_diffusion.generation import load_diffusion
 from text_diffusion.grammar import Grammar
@@ -61,15 +63,23 @@ def loss_curve(metrics: Path) -> list[dict[str, float]]:
     return [row for row in rows if "loss" in row and row["step"] in shown]
 
 
-def simple(scratch: Path, samples: int, seeds: Sequence[int]) -> None:
-    """Train with the defaults, once a seed; sample with the defaults and with fewer and more steps."""
+OBJECTIVE = ModelConfig.objective
+TRAINED: dict[str, tuple[int | None, tuple[str, ...], tuple[int, ...]]] = {  # steps, flags, network calls
+    "simple": (None, (), (2, 4, 8, 16, 50)),
+    "diffusion_lm": (2500, ("--objective", "diffusion_lm"), (8, 20, 50)),
+}
+
+
+def simple(name: str, scratch: Path, samples: int, seeds: Sequence[int]) -> None:
+    """Train once a seed; sample with few and with more steps."""
     grammar, lines = simple_language()
+    steps, flags, calls_of = TRAINED[name]
     runs: list[dict[str, Any]] = []
     curve: list[dict[str, float]] = []
     for seed in seeds:
-        trained = train(scratch / f"simple-{seed}", "simple", flags=["--seed", str(seed)])
+        trained = train(scratch / f"{name}-{seed}", "simple", steps, [*flags, "--seed", str(seed)])
         curve = curve or loss_curve(trained.weights.parent / "metrics.jsonl")
-        for calls in (8, 20, 50):
+        for calls in calls_of:
             started = time.perf_counter()
             sentences = sample(trained.weights, samples, steps=calls, seed=seed)
             speed = samples / (time.perf_counter() - started)
@@ -81,7 +91,7 @@ def simple(scratch: Path, samples: int, seeds: Sequence[int]) -> None:
         "novel": grammar.expected_novel(lines),
         "kl_bits": sum(len(slot.words) - 1 for slot in grammar.slots.values()) / (2 * samples * 0.6931),
     }
-    record("simple", {"samples": samples, "ideal": ideal, "runs": runs, "curve": curve})
+    record(name, {"samples": samples, "ideal": ideal, "runs": runs, "curve": curve})
 
 
 SHIPPED = {  # by the name of their figures: the weights, and network calls
@@ -117,10 +127,10 @@ def greetings(scratch: Path, samples: int) -> None:
     lines = set(read_lines(ROOT / "data/greetings-train.txt"))
     corpus = set().union(*map(triples, read_lines(ROOT / "data/greetings/greetings.txt")))
     model, runs = load_diffusion(str(trained.weights)), []
-    for sampler, calls in (("dpm-solver++", 20), ("dpm-solver++", 50), ("ancestral", 20), ("ancestral", 50)):
-        sentences = model.sample(samples, steps=calls, sampler=sampler)
+    for calls in (8, 20, 50):
+        sentences = model.sample(samples, steps=calls)
         figures = {
-            "sampler": sampler,
+            "sampler": "auto",
             "calls": calls,
             "in_corpus": sum(bool(triples(s)) and triples(s) <= corpus for s in sentences) / samples,
             "copies": sum(s in lines for s in sentences) / samples,
@@ -128,7 +138,10 @@ def greetings(scratch: Path, samples: int) -> None:
         }
         print(figures, flush=True)
         runs.append(figures)
-    record("greetings", {"samples": samples, **about(trained), "runs": runs, "examples": sentences[:5]})
+    record(
+        "greetings",
+        {"objective": OBJECTIVE, "samples": samples, **about(trained), "runs": runs, "examples": sentences[:5]},
+    )
 
 
 def text(scratch: Path, file: Path, steps: int, calls: int, flags: Sequence[str]) -> None:
@@ -143,8 +156,10 @@ def text(scratch: Path, file: Path, steps: int, calls: int, flags: Sequence[str]
         found = [triple in known for line in lines for triple in triples(line)]
         return sum(found) / max(len(found), 1)
 
-    sentences = load_diffusion(str(trained.weights)).sample(1000, steps=calls, sampler="ancestral")
+    sentences = load_diffusion(str(trained.weights)).sample(1000, steps=calls)
     figures = {
+        "objective": OBJECTIVE,
+        "sampler": "",
         "triples": share(sentences),
         "triples_real": share(train_lines[:1000]),
         "copies": sum(s in set(train_lines) for s in sentences) / len(sentences),
@@ -160,20 +175,20 @@ def text(scratch: Path, file: Path, steps: int, calls: int, flags: Sequence[str]
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one part and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("simple", *SHIPPED, "greetings", "text", "table"))
+    parser.add_argument("part", choices=(*TRAINED, *SHIPPED, "greetings", "text", "table"))
     parser.add_argument("file", type=Path, nargs="?", help="for `text`")
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--seeds", default="102,103,104")
     parser.add_argument("--steps", type=int, default=4000, help="training steps, for `text`")
-    parser.add_argument("--calls", type=int, default=100, help="network calls of a sample, for `text`")
+    parser.add_argument("--calls", type=int, default=50, help="network calls of a sample, for `text`")
     parser.add_argument("--flags", default="", help="more flags for the training command, for `text`")
     parser.add_argument("--keep", type=Path, help="an empty folder for what is trained; else it is thrown away")
     args = parser.parse_args(argv)
     with contextlib.nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         scratch.mkdir(parents=True, exist_ok=True)
-        if args.part == "simple":
-            simple(scratch, args.samples, [int(seed) for seed in args.seeds.split(",")])
+        if args.part in TRAINED:
+            simple(args.part, scratch, args.samples, [int(seed) for seed in args.seeds.split(",")])
         elif args.part in SHIPPED:
             shipped(args.part, args.samples)
         elif args.part == "greetings":

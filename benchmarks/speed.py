@@ -51,6 +51,7 @@ from text_diffusion.step import train_step
 from text_diffusion.timesteps import UniformSampler
 
 Seconds = dict[str, list[float]]
+DIFFUSION_LM = OBJECTIVES["diffusion_lm"]
 
 
 def alternately(things: Mapping[str, Callable[[], object]], rounds: int, repeat: int = 1) -> Seconds:
@@ -80,16 +81,16 @@ def stepper(
     By AdamW if not said otherwise, as what it is compared with has.
     """
     model = TransformerNetModel(model_config, vocab, length).train()
-    loss = BatchLoss(model, OBJECTIVES["diffusion_lm"], GaussianDiffusion(named_betas("sqrt", 2000)))
+    loss = BatchLoss(model, DIFFUSION_LM, GaussianDiffusion(named_betas("sqrt", 2000)))
     config = TrainConfig(batch_size=batch, steps=1_000_000, optimizer=optimizer_name)
     optimizer = optimizer_of(model, config)
     state = TrainState(model, loss, [EMA(model, 0.9999)], optimizer, UniformSampler(2000), LossByTimestep(2000))
     run: Any = SimpleNamespace(
         config=config,
         model_config=model_config,
-        objective=OBJECTIVES["diffusion_lm"],
+        objective=DIFFUSION_LM,
         ranks=ALONE,
-        diffusion_config=DiffusionConfig(),
+        diffusion_config=build(DiffusionConfig, DIFFUSION_LM.process),
         data_config=SimpleNamespace(sequence_len=length),
         device=torch.device("cpu"),
         diffusion=GaussianDiffusion(named_betas("sqrt", 2000)),
@@ -159,10 +160,10 @@ def bert_stepper(model_config: ModelConfig, batch: int, length: int, vocab: int)
 
 
 def sizes(name: str) -> ModelConfig:
-    """A named size, and one between them."""
-    if name == "hidden 256":
-        return ModelConfig(hidden_size=256, num_layers=6, num_heads=8, in_channel=64)
-    return build(ModelConfig, SIZES[name])
+    """A named size, and one between them, for Diffusion-LM's objective."""
+    between = {"hidden_size": 256, "num_layers": 6, "num_heads": 8, "in_channel": 64}
+    size = between if name == "hidden 256" else SIZES[name]
+    return build(ModelConfig, DIFFUSION_LM.model, size, {"objective": "diffusion_lm"})
 
 
 def step() -> None:

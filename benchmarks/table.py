@@ -17,6 +17,12 @@ import projection
 import recipe_table
 from common import ROOT, percent, results
 
+SHIPPED = {  # name in results.json, and what those weights are
+    "shipped_words": "shipped weights, 10,000 steps",
+    "shipped_student": "shipped weights of its student, 8,000 steps more",
+    "shipped": "shipped weights of `diffusion_lm`, 25,000 steps",
+}
+
 
 def simple_rows(results: dict[str, Any], name: str, title: str) -> list[str]:
     """One row for each number of network calls: the mean over seeds, and the range of the validity."""
@@ -36,21 +42,19 @@ def simple_rows(results: dict[str, Any], name: str, title: str) -> list[str]:
 def render(results: dict[str, Any]) -> str:
     """The table and the lines under it, as Markdown."""
     lines: list[str] = []
-    if "simple" in results or "shipped" in results:
+    if "shipped" in results:
         lines += ["| `simple`, 10,000 samples | steps | valid | unique | novel | slot KL, bits | sentences/s |"]
         lines += ["|---|---|---|---|---|---|---|"]
-    if "simple" in results:
-        part = results["simple"]
-        seconds = max(run["seconds"] for run in part["runs"])
-        seeds = len({run["seed"] for run in part["runs"]})
-        title = f"default training, {part['runs'][0]['steps']} steps, at most {seconds:.0f} s, mean of {seeds} seeds"
-        lines += simple_rows(results, "simple", title)
-    if "shipped" in results:
-        lines += simple_rows(results, "shipped", "shipped weights, 25,000 steps")
-    if "shipped_words" in results:
-        lines += simple_rows(results, "shipped_words", "shipped weights of `cross_entropy`, 10,000 steps")
-    if "shipped_student" in results:
-        lines += simple_rows(results, "shipped_student", "shipped weights of its student, 8,000 steps more")
+    for name, way in (("simple", "default training"), ("diffusion_lm", "`--objective diffusion_lm`")):
+        if name in results:
+            part = results[name]
+            seconds = max(run["seconds"] for run in part["runs"])
+            seeds = len({run["seed"] for run in part["runs"]})
+            title = f"{way}, {part['runs'][0]['steps']:,} steps, at most {seconds:.0f} s, mean of {seeds} seeds"
+            lines += simple_rows(results, name, title)
+    for name, title in SHIPPED.items():
+        if name in results:
+            lines += simple_rows(results, name, title)
     if "simple" in results:
         ideal = results["simple"]["ideal"]
         lines += [
@@ -63,7 +67,7 @@ def render(results: dict[str, Any]) -> str:
         g = results["greetings"]
         lines += [
             "",
-            f"`greetings`, {g['steps']} steps in {g['seconds']:.0f} s, {g['samples']:,} samples:",
+            f"`greetings`, `{g['objective']}`, {g['steps']} steps in {g['seconds']:.0f} s, {g['samples']:,} samples:",
             "",
             "| sampler | steps | every three words in a row are so in the corpus | copies of training lines | unique |",
             "|---|---|---|---|---|",
@@ -77,9 +81,9 @@ def render(results: dict[str, Any]) -> str:
         t = t | {"with_flags": f", `{flags}`" if flags else ""}
         lines += [
             "",
-            f"Real text (`{t['file']}`, given as a file of one's own{t['with_flags']}), {t['steps']} steps in "
-            f"{t['seconds'] / 60:.1f} "
-            f"minutes, {t['calls']} ancestral sampling steps: {percent(t['triples'])} of the samples' word triples "
+            f"Real text (`{t['file']}`, given as a file of one's own{t['with_flags']}), `{t['objective']}`, "
+            f"{t['steps']} steps in {t['seconds'] / 60:.1f} minutes, {t['calls']} {t['sampler']}sampling steps: "
+            f"{percent(t['triples'])} of the samples' word triples "
             f"occur in the {t['held_out_lines']} held-out lines; of real training lines' triples "
             f"{percent(t['triples_real'])} do. "
             f"{percent(t['copies'])} of 1,000 samples are exact copies of training lines. "
@@ -90,9 +94,7 @@ def render(results: dict[str, Any]) -> str:
             "```",
         ]
     shown = {
-        name: part
-        for name, part in results.items()
-        if name in ("simple", "shipped", "shipped_words", "shipped_student", "greetings", "text")
+        name: results[name] for name in ("simple", "diffusion_lm", *SHIPPED, "greetings", "text") if name in results
     }
     for machine in sorted({part["machine"] for part in shown.values()}):
         names = ", ".join(name for name, part in shown.items() if part["machine"] == machine)
@@ -100,11 +102,17 @@ def render(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def render_curve(results: dict[str, Any]) -> str:
-    """The loss terms of the first default run, by step, as Markdown."""
-    columns = ("loss", "mse", "tT_loss", "decoder_nll", "mse_q1", "mse_q2", "mse_q3", "mse_q4", "grad_norm")
+CURVES = {  # name in results.json, and the columns
+    "simple": ("loss", *(f"cross_entropy_q{i}" for i in range(1, 5)), "grad_norm"),
+    "diffusion_lm": ("loss", "mse", "tT_loss", "decoder_nll", *(f"mse_q{i}" for i in range(1, 5)), "grad_norm"),
+}
+
+
+def render_curve(name: str, results: dict[str, Any]) -> str:
+    """The loss terms of the first run, by step, as Markdown."""
+    columns = CURVES[name]
     lines = [f"| step | {' | '.join(f'`{name}`' for name in columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for row in results.get("simple", {}).get("curve", []):
+    for row in results.get(name, {}).get("curve", []):
         lines.append(f"| {row['step']} | {' | '.join(f'{row[name]:.2g}' for name in columns)} |")
     return "\n".join(lines)
 
@@ -134,14 +142,14 @@ def way(row: dict[str, Any]) -> str:
     return f"`{row['sampler']}`" + (f" `{options}`" if options else "")
 
 
-def render_frontier(results: dict[str, Any]) -> str:
+def render_frontier(name: str, results: dict[str, Any]) -> str:
     """Quality against calls: for every sampler and spacing, KL in bits, unique and valid share by number of calls."""
-    part = results.get("frontier")
+    part = results.get(name)
     if not part:
-        return ""
+        return "Not measured yet."
     calls = sorted({row["calls"] for row in part["rows"]})
     lines = [
-        f"KL in bits / unique / valid in %; {part['samples']:,} samples, default training, seeds: {part['weights']}",
+        f"KL in bits / unique / valid in %; {part['samples']:,} samples, seeds: {part['weights']}",
         "",
         f"| sampler | spacing | {' | '.join(f'{c} calls' for c in calls)} |",
         "|---" * (len(calls) + 2) + "|",
@@ -164,7 +172,7 @@ def render_far(results: dict[str, Any]) -> str:
         lines.append(
             f"| {row['calls']:,} | {row['kl_bits']:.3f} | {percent(row['unique'])} | {percent(row['valid'])} |"
         )
-    about = f"{part['samples']:,} samples, default training, seeds: {part['weights']}. Measured on {part['machine']}."
+    about = f"{part['samples']:,} samples. Measured on {part['machine']}."
     return "\n".join([*lines, "", about])
 
 
@@ -281,10 +289,12 @@ def render_parallel(results: dict[str, Any]) -> str:
 
 PLACES: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("README.md", "measured", render),
-    ("README.md", "curve", render_curve),
+    ("README.md", "curve", partial(render_curve, "simple")),
+    ("README.md", "curve-diffusion-lm", partial(render_curve, "diffusion_lm")),
     ("README.md", "choices", render_choices),
     ("docs/troubleshooting.md", "settings", render_settings),
-    ("docs/speed.md", "frontier", render_frontier),
+    ("docs/speed.md", "frontier", partial(render_frontier, "frontier")),
+    ("docs/speed.md", "frontier-diffusion-lm", partial(render_frontier, "frontier_diffusion_lm")),
     ("docs/speed.md", "far", render_far),
     ("docs/speed.md", "speed", render_speed),
     ("docs/speed.md", "growth", render_growth),

@@ -43,7 +43,7 @@ def train_micro(steps: int = 800, batch_size: int = 128) -> Micro:
     first, follows = (torch.randn(V) / 2).softmax(0), (torch.randn(V, V) / 2).softmax(1)
     p = first[sentences[:, 0]] * follows[sentences[:, :-1], sentences[:, 1:]].prod(dim=1)
 
-    config = ModelConfig(in_channel=D, hidden_size=16, num_layers=1, num_heads=2, num_channels=16, self_condition=True)
+    config = ModelConfig(in_channel=D, hidden_size=16, num_layers=1, num_heads=2, num_channels=16, neighbours=0)
     model, diffusion = TransformerNetModel(config, V, L), GaussianDiffusion(named_betas("sqrt", T))
     angles = torch.arange(V) * (2 * torch.pi / V)
     model.word_embedding.weight.data = 4 * torch.stack([angles.cos(), angles.sin()], dim=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,11 @@ from toy import (
     write_text,
 )
 
-from text_diffusion import losses, objectives, sample, train
+from text_diffusion import objectives, sample, train
 from text_diffusion import tokenizer as tokenizers
 from text_diffusion.config import SampleConfig
 from text_diffusion.generation import TextDiffusion
-from text_diffusion.modeling import EncoderLayer, TransformerNetModel
-from text_diffusion.objectives import Objective
+from text_diffusion.modeling import EncoderLayer
 from text_diffusion.saver import Saver
 from text_diffusion.tokenizer import train_word_level
 
@@ -168,12 +167,12 @@ def observe_training(argv: list[str], folder: Path, capsys: pytest.CaptureFixtur
     layers: list[int] = []
     deterministic: set[bool] = set()
     waits: list[Saver] = []
-    loss = losses.diffusion_lm_loss
+    diffusion_lm = objectives.OBJECTIVES["diffusion_lm"]
 
     def counted(network: Any, diffusion: Any, input_ids: torch.Tensor, *rest: Any) -> Any:
         calls.append(len(input_ids))
         deterministic.add(torch.are_deterministic_algorithms_enabled())
-        return loss(network, diffusion, input_ids, *rest)
+        return diffusion_lm.loss(network, diffusion, input_ids, *rest)
 
     wandb = FakeWandb()
     forward = EncoderLayer.forward
@@ -194,7 +193,7 @@ def observe_training(argv: list[str], folder: Path, capsys: pytest.CaptureFixtur
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "wandb", wandb)
-        patch.setitem(objectives.OBJECTIVES, "diffusion_lm", Objective(TransformerNetModel, counted, "mse", ()))
+        patch.setitem(objectives.OBJECTIVES, "diffusion_lm", replace(diffusion_lm, loss=counted))
         patch.setattr(torch, "compile", compile)
         patch.setattr(EncoderLayer, "forward", layer)
         patch.setattr(Saver, "finish", waiting)

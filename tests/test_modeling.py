@@ -21,7 +21,14 @@ from text_diffusion.modeling import (
     timestep_embedding,
 )
 
-SMALL: dict[str, Any] = {"in_channel": 6, "hidden_size": 24, "num_layers": 2, "num_heads": 4, "num_channels": 10}
+SMALL: dict[str, Any] = {
+    "in_channel": 6,
+    "hidden_size": 24,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_channels": 10,
+    "neighbours": 0,
+}
 V, L, B = 13, 9, 5
 
 

@@ -25,7 +25,14 @@ from text_diffusion.modeling import Transformer, TransformerNetModel
 from text_diffusion.modern import EPS, ModernLayer, feed_forward_width, modulated, rotated, rotation
 from text_diffusion.objectives import OBJECTIVES
 
-SMALL: dict[str, Any] = {"denoiser": "modern", "in_channel": 6, "hidden_size": 24, "num_layers": 2, "num_heads": 3}
+SMALL: dict[str, Any] = {
+    "denoiser": "modern",
+    "in_channel": 6,
+    "hidden_size": 24,
+    "num_layers": 2,
+    "num_heads": 3,
+    "neighbours": 0,
+}
 V, L, B, H, A = 13, 9, 5, 24, 3
 CPU = torch.device("cpu")
 

@@ -34,6 +34,8 @@ def test_latest_weights_are_the_averaged_ones_of_the_last_step(tmp_path: Path) -
     for name in ("model000900.pt", "ema_0.9_000900.pt", "ema_0.9999_001000.pt", "model001000.pt", "opt002000.pt"):
         (tmp_path / name).touch()
     assert latest_weights(tmp_path) == tmp_path / "ema_0.9999_001000.pt"
+    (tmp_path / "opt000900.pt").touch()  # so those were of a run here, and the others lay beside it
+    assert latest_weights(tmp_path) == tmp_path / "ema_0.9_000900.pt"
 
 
 def test_thinned_keeps_means() -> None:

@@ -40,7 +40,7 @@ SIZES: dict[str, Any] = {
     "num_heads": 2,
     "in_channel": 8,
     "num_channels": 8,
-    "diffusion_steps": 20,
+    "diffusion_steps": 20,  # so it is the objective of Diffusion-LM
     "ema_rate": 0.9,
     "eval_interval": 0,
 }

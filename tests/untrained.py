@@ -32,6 +32,7 @@ def build(self_condition: bool = True, time_scale: float | None = None) -> TextD
         num_layers=1,
         num_heads=2,
         num_channels=8,
+        neighbours=0,
         self_condition=self_condition,
     )
     model = TransformerNetModel(config, tokenizer.vocab_size, L)

@@ -16,8 +16,8 @@ Notation, the same letters in code, docstrings and docs::
     q, p    q_*, p_*                              the forward process, known; the reverse process, learned
 
 Reading order: ``schedules``, ``gaussian_diffusion``, ``losses``, ``modeling``, ``samplers``, ``step``, ``train``; then
-``cross_entropy``, the second objective, with ``fitted_time`` and ``shared_evidence``, ``distillation``, its students,
-``neighbours``, and ``modern``, the second kind of layers. The rest is plumbing: ``config`` (every setting and its
+``cross_entropy``, the default objective, with ``fitted_time``, ``shared_evidence`` and ``neighbours``,
+``distillation``, its students, and ``modern``, the second kind of layers. The rest is plumbing: ``config`` (every setting and its
 default), ``tokenizer``, ``corpus`` and ``data`` (text to batches), ``randomness``, ``timesteps``, ``ema``; ``run``,
 ``resuming``, ``state``, ``checkpoint``, ``meter``, ``validation`` and ``tracking`` (a training run); ``generation``,
 ``sample`` and ``display`` (sampling); ``control`` (steering it); ``grammar`` (a language known exactly), ``ngrams``,

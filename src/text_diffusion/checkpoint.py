@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from text_diffusion import original
-from text_diffusion.config import DiffusionConfig, ModelConfig, build
+from text_diffusion.config import ONCE, DiffusionConfig, ModelConfig, build
 from text_diffusion.errors import UserError
 from text_diffusion.files import project_root, write_atomically
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
@@ -152,12 +152,11 @@ def load_weights(path: Path, device: torch.device, tokenizer: str = "") -> Weigh
 
 def _assemble(contents: dict[str, Any], tokenizer: Tokenizer, device: torch.device, path: Path) -> Weights:
     """Model and process from the contents of a weights file."""
-    state, diffusion_config = contents["state"], build(DiffusionConfig, contents["diffusion"])
+    state, diffusion_config = contents["state"], build(DiffusionConfig, ONCE, contents["diffusion"])
     rows, length = state["word_embedding.weight"].shape[0], contents["sequence_len"]
     if tokenizer.vocab_size != rows:
         raise UserError(f"{path}: expected a tokenizer with {rows} tokens, found one with {tokenizer.vocab_size}")
-    once = {"objective": "diffusion_lm", "denoised_input": False, "output_scale": 1.0, "shared_evidence": False}
-    config = build(ModelConfig, once, contents["model"])
+    config = build(ModelConfig, ONCE, contents["model"])
     positions = length if config.denoiser == "modern" else len(state["position_embeddings.weight"])
     if not isinstance(length, int) or not 3 <= length <= positions:
         raise UserError(f"{path}: expected a sentence length between 3 and {positions}, found {length!r}")

@@ -53,22 +53,22 @@ class ModelConfig(Options):
     """The network (`modeling`), and what it learns (`objectives`)."""
 
     objective: str = option(
-        "diffusion_lm",
-        "what is learned: to denoise, as Diffusion-LM does or as probabilities of words; hidden words; the next word",
-        choices=("diffusion_lm", "cross_entropy", "masked", "autoregressive"),
+        "cross_entropy",
+        "what is learned: to denoise, as probabilities of words or as Diffusion-LM does; hidden words; the next word",
+        choices=("cross_entropy", "diffusion_lm", "masked", "autoregressive"),
     )
     denoiser: str = option(
         "bert",
         "layers of the network: BERT's, or those of today (RMSNorm, RoPE, AdaLN-Zero, gated)",
         choices=("bert", "modern"),
     )
-    in_channel: int = option(32, "D, size of the word embeddings that are diffused; 64 for cross_entropy", low=1)
+    in_channel: int = option(64, "D, size of the word embeddings that are diffused; 32 for other objectives", low=1)
     hidden_size: int = option(128, "H, width of the transformer", low=1)
     num_layers: int = option(3, "transformer layers", low=1)
     num_heads: int = option(4, "attention heads; they share H", low=1)
     num_channels: int = option(128, "size of the sinusoidal time embedding", low=2)
     neighbours: int = option(
-        0, "words on each side that a position sees before the first layer; 2 but for diffusion_lm", low=0, high=32
+        2, "words on each side that a position sees before the first layer; 0 for diffusion_lm", low=0, high=32
     )
     activation: str = option("relu", "bert: activation of the feed-forward layers", choices=("relu", "gelu"))
     norm: str = option("pre", "bert: layer norm before each sub-layer, or after it", choices=("pre", "post"))
@@ -127,12 +127,16 @@ class ModelConfig(Options):
 class DiffusionConfig(Options):
     """The forward process (`gaussian_diffusion`) and which t to train on (`timesteps`)."""
 
-    diffusion_steps: int = option(2000, "T, steps of the forward process", low=1, high=1_000_000)
-    noise_schedule: str = option("sqrt", "named beta schedule", choices=tuple(SCHEDULES))
-    schedule_sampler: str = option(
-        "uniform", "which t to train on", choices=("uniform", "loss-second-moment", "fitted")
+    diffusion_steps: int = option(
+        10_000, "diffusion_lm: T, steps of the forward process; 2000 there", low=1, high=1_000_000
     )
-    stratified: bool = option(False, "draw the t of a batch one from each of B equal parts")
+    noise_schedule: str = option("log-snr", "diffusion_lm: named beta schedule; sqrt there", choices=tuple(SCHEDULES))
+    schedule_sampler: str = option(
+        "fitted",
+        "which t to train on; uniform for other objectives than cross_entropy",
+        choices=("fitted", "uniform", "loss-second-moment"),
+    )
+    stratified: bool = option(True, "draw the t of a batch one from each of B equal parts; False for diffusion_lm")
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,7 @@ class DataConfig(Options):
 class TrainConfig(Options):
     """The training loop (`train`)."""
 
-    steps: int = option(2500, "where the run ends", low=1)
+    steps: int = option(2000, "where the run ends", low=1)
     batch_size: int = option(128, "sentences a step, over all micro-batches", low=1)
     microbatch: int = option(0, "sentences in memory at once; 0: the whole batch", low=0)
     lr: float = option(4e-3, "peak learning rate", low=0.0)
@@ -317,7 +321,29 @@ BASE: dict[str, Any] = {
     "lr": 1e-4,
 }
 DEFAULTS = {f.name: f.default for group in (ModelConfig, TrainConfig) for f in fields(group)}
-SIZES = {"small": {name: DEFAULTS[name] for name in BASE}, "base": BASE}
+SIZES = {"small": {name: DEFAULTS[name] for name in BASE if name != "in_channel"}, "base": BASE}  # D: the objective's
+# What was so before it could be said: older weights and runs do not say it.
+ONCE: dict[str, Any] = {
+    "objective": "diffusion_lm",
+    "denoiser": "bert",
+    "neighbours": 0,
+    "denoised_input": False,
+    "output_scale": 1.0,
+    "shared_evidence": False,
+    "least_evidence": 0.0,
+    "condition": "none",
+    "drop_condition": 0.1,
+    "source_len": 0,
+    "pretrained_model": "",
+    "init_pretrained": False,
+    "pretrained_embeddings": False,
+    "freeze_embeddings": False,
+    "schedule_sampler": "uniform",
+    "stratified": False,
+    "optimizer": "adamw",
+    "pairs": DEFAULTS["pairs"],
+    "teacher_steps": DEFAULTS["teacher_steps"],
+}
 
 
 class Parser(argparse.ArgumentParser):

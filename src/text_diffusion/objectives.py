@@ -50,33 +50,44 @@ class Objective:
 
 OF_WORDS = ("output_prior", "denoised_input", "output_scale", "shared_evidence", "least_evidence", "known_words")
 OBJECTIVES = {
-    "diffusion_lm": Objective(TransformerNetModel, diffusion_lm_loss, "mse", OF_WORDS),
     "cross_entropy": Objective(
-        WordDenoiser,
-        cross_entropy_loss,
-        "cross_entropy",
-        ("noise_schedule", "diffusion_steps"),
-        # the schedule in which time is the log-SNR, in so many steps that it is as good as continuous
-        {"noise_schedule": "log-snr", "diffusion_steps": 10_000, "schedule_sampler": "fitted", "stratified": True},
-        {"neighbours": 2, "in_channel": 64},
+        WordDenoiser, cross_entropy_loss, "cross_entropy", ("noise_schedule", "diffusion_steps")
+    ),
+    "diffusion_lm": Objective(
+        TransformerNetModel,
+        diffusion_lm_loss,
+        "mse",
+        OF_WORDS,
+        {"noise_schedule": "sqrt", "diffusion_steps": 2000, "schedule_sampler": "uniform", "stratified": False},
+        {"neighbours": 0, "in_channel": 32},
     ),
     "masked": Objective(
         MaskedTransformer,
         masked_loss,
         "nll",
         ("self_condition", "num_channels", *OF_WORDS, "noise_schedule", "diffusion_steps", "schedule_sampler"),
-        # a process of that many times, no more
-        {"noise_schedule": "log-snr", "diffusion_steps": 10_000, "stratified": True},
-        {"neighbours": 2},
+        {"schedule_sampler": "uniform"},
+        {"in_channel": 32},
     ),
     "autoregressive": Objective(
         CausalTransformer,
         autoregressive_loss,
         "",
         ("self_condition", "num_channels", *OF_WORDS, *DiffusionConfig.__dataclass_fields__),
-        model={"neighbours": 2},
+        {"schedule_sampler": "uniform", "stratified": False},
+        {"in_channel": 32},
     ),
 }
+
+
+def implied(given: Collection[str]) -> str:
+    """The objective that settings are of when none is named: the first, in this order, to which none is foreign.
+
+    So `--noise_schedule` or `--diffusion_steps` alone means Diffusion-LM, as in the original. If there is none, it is
+    the default.
+    """
+    knows = (name for name, objective in OBJECTIVES.items() if not set(objective.foreign) & set(given))
+    return next(knows, ModelConfig.objective)
 
 
 OF_BERT = ("activation", "norm")

@@ -75,6 +75,7 @@ def convert(state: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]
         hidden_size=state["position_embeddings.weight"].shape[1],
         num_layers=layers,
         num_heads=BERT_HEADS,
+        neighbours=0,
         num_channels=state["time_embed.0.weight"].shape[1],
         activation="gelu",
         norm="post",

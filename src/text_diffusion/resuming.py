@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from text_diffusion import corpus as corpora
-from text_diffusion import pretrained
 from text_diffusion import tokenizer as tokenizers
 from text_diffusion.checkpoint import resumable_steps
-from text_diffusion.config import DiffusionConfig, ModelConfig, TrainConfig
+from text_diffusion.config import ONCE, DiffusionConfig, ModelConfig
 from text_diffusion.distributed import Ranks
 from text_diffusion.errors import UserError
 from text_diffusion.lock import FolderLock
@@ -32,11 +31,7 @@ def saved_settings(opt: dict[str, Any] | None, given: dict[str, Any], folder: Pa
     """The settings of the run that goes on, where older ones do not say all, none contradicted; none of a new one."""
     if opt is None:
         return {}
-    saved: dict[str, Any] = {"denoiser": "bert", "condition": "none", "drop_condition": 0.1, "source_len": 0}
-    saved |= {"optimizer": "adamw", "denoised_input": False, "output_scale": 1.0, "shared_evidence": False}
-    saved |= {"pairs": TrainConfig.pairs, "teacher_steps": TrainConfig.teacher_steps, "least_evidence": 0.0}
-    saved |= {"neighbours": 0}
-    saved |= {"pretrained_model": "", **dict.fromkeys(pretrained.FLAGS[1:], False)}
+    saved = dict(ONCE)
     for group in opt["settings"].values():
         saved |= group
     check_same_run(given, saved, folder)

@@ -31,7 +31,7 @@ from text_diffusion.lock import FolderLock, check_shared
 from text_diffusion.loss_by_timestep import LossByTimestep
 from text_diffusion.mirror import Mirror
 from text_diffusion.muon import optimizer_of
-from text_diffusion.objectives import OBJECTIVES, Network, Objective, check_foreign
+from text_diffusion.objectives import OBJECTIVES, Network, Objective, check_foreign, implied
 from text_diffusion.original import check_own_settings
 from text_diffusion.parallel import BatchLoss, check_shares, shard, synchronise
 from text_diffusion.randomness import Stream, mix
@@ -244,8 +244,9 @@ def _configs(
     saved: dict[str, Any], given: dict[str, Any]
 ) -> tuple[ModelConfig, DiffusionConfig, DataConfig, TrainConfig]:
     """The settings of the run: what was given beats what was saved, and that the objective's own and the defaults."""
-    objective = OBJECTIVES[settings.build(ModelConfig, saved, given).objective]
-    model_config = settings.build(ModelConfig, objective.model, saved, given)
+    name = (saved | given).get("objective") or implied(given)
+    objective = OBJECTIVES[name]
+    model_config = settings.build(ModelConfig, objective.model, {"objective": name}, saved, given)
     check_foreign(model_config, given)
     return (
         model_config,

@@ -210,7 +210,8 @@ def begin(run: Run, state: TrainState) -> None:
     parameters = sum(p.numel() for p in state.model.parameters())
     where = f"{run.ranks.size} x {run.device.type} ({run.config.parallel})" if run.ranks.size > 1 else run.device
     print(
-        f"{parameters:,} parameters on {where}; settings in {run.shown(run.folder / 'training_args.json')}",
+        f"{parameters:,} parameters on {where}, --objective {run.model_config.objective}; "
+        f"settings in {run.shown(run.folder / 'training_args.json')}",
         file=sys.stderr,
     )
     if state.step == run.config.steps:

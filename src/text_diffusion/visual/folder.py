@@ -103,11 +103,15 @@ def read_metrics(path: Path) -> tuple[list[Row], int]:
 
 
 def latest_weights(folder: Path) -> Path | None:
-    """The averaged weights of the last step that has a file, or else the raw ones."""
-    found: list[tuple[int, bool, str, Path]] = []
+    """The averaged weights of the last step that has a file, or else the raw ones.
+
+    A run's own, beside which its optimizer's state lies, come before others in its folder, such as shipped ones.
+    """
+    found: list[tuple[bool, int, bool, str, Path]] = []
     for path in folder.glob("*.pt"):
         if name := re.fullmatch(r"(?:(ema)_([\d.]+)_|model)(\d+)\.pt", path.name):
-            found.append((int(name[3]), name[1] is not None, name[2] or "", path))
+            own = (folder / f"opt{name[3]}.pt").exists()
+            found.append((own, int(name[3]), name[1] is not None, name[2] or "", path))
     return max(found)[-1] if found else None
 
 
