@@ -29,7 +29,7 @@ from micro import Micro, train_micro
 from torch import Tensor
 
 from text_diffusion.autoregressive import Autoregressive
-from text_diffusion.bound import log_decoder
+from text_diffusion.bound import handover_for, log_decoder, path_terms, walk
 from text_diffusion.calibration import QUARTERS, calibrate
 from text_diffusion.config import LikelihoodConfig
 from text_diffusion.files import read_lines
@@ -39,6 +39,7 @@ from text_diffusion.grammar import Grammar
 from text_diffusion.likelihood import BIT, Text, measure, measure_exactly, read_text, standard_error, true_bits
 from text_diffusion.masked import Masked, mean_bound
 from text_diffusion.objectives import OBJECTIVES
+from text_diffusion.timesteps import spaced_timesteps
 
 MASKED_PATHS = 64  # a path is one call of a masked model, and T of them of a diffusion model
 
@@ -150,12 +151,41 @@ def sums(micro: Micro, predict: Predict, draws: int, steps: int = 16) -> dict[st
     return {"sum": float(mean.sum()), "error": float((weights.var(dim=0).sum() / draws).sqrt()), "bits": bits}
 
 
+@torch.no_grad()
+def of_the_walk(micro: Micro, paths: int, steps: int = 30) -> dict[str, dict[str, float]]:
+    """The same of the walk of as many ancestral steps: of its variational bound, and of all paths together."""
+    diffusion = micro.diffusion.respace(spaced_timesteps(micro.diffusion.alphas_cumprod, steps))
+    posterior, E = micro.posterior(diffusion), micro.x_start_mean
+    decoder = partial(log_decoder, micro.model, micro.sentences)
+    handover = handover_for(posterior, micro.model.word_embedding.weight, micro.sentences)
+    generator = torch.Generator().manual_seed(0)
+
+    def denoise(x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
+        xhat: Tensor = micro.model(x_t, diffusion.network_time(t), previous)
+        return xhat
+
+    def weigh() -> Tensor:
+        drawn = walk(denoise, diffusion, posterior, E, lambda s: torch.randn(E.shape, generator=generator), handover)
+        return path_terms(drawn, decoder).log_weight
+
+    weights = torch.stack([weigh() for _ in range(paths)])  # (paths, 1296)
+    bound, together = -weights.mean(dim=0), weights.exp().mean(dim=0)
+    of_bound = (-bound).exp()
+    spread, spread_together = (x.var(dim=0) / paths for x in (weights, weights.exp()))
+    rows = {}
+    for name, p, error in (("bound", of_bound, of_bound.square() * spread), ("together", together, spread_together)):
+        bits = float(-(micro.p * p.log2()).sum())
+        rows[name] = {"sum": float(p.sum()), "error": float(error.sum().sqrt()), "bits": bits}
+    return rows
+
+
 def micro(draws: int) -> None:
-    """The whole trace, and the trace with the self-conditioning path left out."""
+    """The whole trace, the trace with the self-conditioning path left out, and the bound."""
     model = train_micro()
     rows = {
         "whole": sums(model, predict_twice(model.model, model.diffusion), draws),
         "left_out": sums(model, without_path(model), draws),
+        **of_the_walk(model, draws),
     }
     entropy = float(-(model.p * model.p.log2()).sum())
     print(rows)

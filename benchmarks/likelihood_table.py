@@ -57,11 +57,17 @@ def render_micro(results: dict[str, Any]) -> str:
     part = results.get("likelihood-micro")
     if not part:
         return "Not measured yet."
-    lines = ["| trace | sum of P(w) over all 1,296 sentences | mean of -log2 P, bits |", "|---|---|---|"]
-    for key, title in (("whole", "whole"), ("left_out", "self-conditioning path left out")):
-        row = part["rows"][key]
+    lines = ["| -log2 P(w) by | sum of P(w) over all 1,296 sentences | its mean, bits |", "|---|---|---|"]
+    titles = {
+        "whole": "the flow, the whole trace",
+        "left_out": "the flow, self-conditioning path left out of the trace",
+        "bound": "the bound of a walk of 30 ancestral steps",
+        "together": "all paths of that walk together",
+    }
+    for key, row in part["rows"].items():
+        title = titles[key]
         lines.append(f"| {title} | {row['sum']:.4f} ± {row['error']:.4f} | {row['bits']:.3f} |")
-    lines += ["", f"{part['draws']} draws a sentence; the language's entropy is {part['entropy']:.3f} bits. "]
+    lines += ["", f"{part['draws']} draws or paths a sentence; the language's entropy is {part['entropy']:.3f} bits. "]
     lines[-1] += f"Measured on {part['machine']}."
     return "\n".join(lines)
 

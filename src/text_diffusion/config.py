@@ -128,9 +128,11 @@ class DiffusionConfig(Options):
     """The forward process (`gaussian_diffusion`) and which t to train on (`timesteps`)."""
 
     diffusion_steps: int = option(
-        10_000, "diffusion_lm: T, steps of the forward process; 2000 there", low=1, high=1_000_000
+        10_000, "T, steps of the forward process; to be chosen with diffusion_lm, 2000 there", low=1, high=1_000_000
     )
-    noise_schedule: str = option("log-snr", "diffusion_lm: named beta schedule; sqrt there", choices=tuple(SCHEDULES))
+    noise_schedule: str = option(
+        "log-snr", "named beta schedule; to be chosen with diffusion_lm, sqrt there", choices=tuple(SCHEDULES)
+    )
     schedule_sampler: str = option(
         "fitted",
         "which t to train on; uniform for other objectives than cross_entropy",
