@@ -35,7 +35,8 @@ def main() -> None:
     done = []
     for size, batch, length, flags, steps in SETTINGS:
         with tempfile.TemporaryDirectory() as scratch:
-            more = f"--objective diffusion_lm --optimizer adamw --size {size} --batch_size {batch} --sequence_len {length} {flags} --eval_interval 0"
+            more = f"--size {size} --batch_size {batch} --sequence_len {length} {flags} --eval_interval 0"
+            more += " --objective diffusion_lm --optimizer adamw"
             log = ["--log_interval", str(max(steps // 3, 1)), "--save_interval", "100000"]
             trained = train(Path(scratch, "run"), "simple", steps, [*more.split(), *log])
             rows = [json.loads(line) for line in (trained.weights.parent / "metrics.jsonl").read_text().splitlines()]
