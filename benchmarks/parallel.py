@@ -34,6 +34,7 @@ def run(name: str, ranks: Ranks, folder: Path, **given: Any) -> dict[str, Any]:
     """Train some steps and measure; the time is what a tenth of them stay below, as others use the machine."""
     steps = given.pop("measured")
     given = {"dataset": TEXT, "checkpoint_path": str(folder / name), "device": "cpu", "eval_interval": 0, **given}
+    given |= {"objective": "diffusion_lm"}
     run, state = prepare(given, ranks)
     loss = parallelised(state.loss, run.config.parallel, ranks)
     train_step(run, state, loss)

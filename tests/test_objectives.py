@@ -79,7 +79,8 @@ def test_a_run_does_not_change_its_objective_by_a_flag(
     assert train.main(flags(**usual, steps=1)) == 0
     capsys.readouterr()
     assert train.main(flags(**usual, steps=2, diffusion_steps=50)) == 1
-    assert "was started with --diffusion_steps 10000, found 50" in one_sentence(capsys.readouterr().err)
+    expected = "was started with --diffusion_steps 10000 of --objective cross_entropy, found 50"
+    assert expected in one_sentence(capsys.readouterr().err)
 
 
 def test_flags_of_two_objectives(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

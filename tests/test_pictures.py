@@ -36,6 +36,9 @@ def test_latest_weights_are_the_averaged_ones_of_the_last_step(tmp_path: Path) -
     assert latest_weights(tmp_path) == tmp_path / "ema_0.9999_001000.pt"
     (tmp_path / "opt000900.pt").touch()  # so those were of a run here, and the others lay beside it
     assert latest_weights(tmp_path) == tmp_path / "ema_0.9_000900.pt"
+    (tmp_path / "opt000900.pt").unlink()
+    assert latest_weights(tmp_path, 950) == tmp_path / "ema_0.9_000900.pt"
+    assert latest_weights(tmp_path, 800) is None
 
 
 def test_thinned_keeps_means() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from berts import HEADS, LAYERS, VOCAB, WHOLE, WORDS_TOO, H, argv, go, save_bert
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from toy import LINES, contents, everything, same, stop_at, weights_of
 from transformers import BertForMaskedLM, BertModel, BertTokenizerFast
 from zygote import Zygote, ended, start_ranks
@@ -46,6 +46,20 @@ def test_encoder_is_bert(objective: str, bert: Path) -> None:
         torch.testing.assert_close(ours, theirs(inputs_embeds=x).last_hidden_state, rtol=0, atol=1e-5)
     assert (model.config.hidden_size, model.config.num_layers, model.config.num_heads) == (H, LAYERS, HEADS)
     assert (model.config.norm, model.config.activation, model.config.dropout) == ("post", "gelu", 0.1)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_a_row_of_zeros_gets_a_place_on_the_sphere(freeze: bool, tmp_path: Path) -> None:
+    """As the [PAD] of a BERT that `transformers` has made is; to Diffusion-LM it may stay."""
+    folder = save_bert(tmp_path / "bert")
+    weights = load_file(folder / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][0] = 0
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    model = network(folder, "cross_entropy", pretrained_embeddings=True, freeze_embeddings=freeze)
+    torch.testing.assert_close(model.embeddings.norm(dim=1), torch.full((len(VOCAB),), H**0.5))
+    again = network(folder, "cross_entropy", pretrained_embeddings=True, freeze_embeddings=freeze)
+    assert torch.equal(model.embeddings, again.embeddings)
+    assert not network(folder, pretrained_embeddings=True).word_embedding.weight[0].any()
 
 
 def as_masked_lm(bert: Path, folder: Path) -> None:

@@ -243,7 +243,9 @@ class SampleConfig(Options):
     batch_size: int = option(0, "sentences at once; 0: chosen", low=0)
     top_p: float = option(0.0, "truncate the noise of each step to |z| <= TOP_P; 0: off", low=0.0)
     clamp: str = option("no_clamp", "clamp: round x_0 to the nearest words at each step", choices=("no_clamp", "clamp"))
-    clamp_start: int = option(0, "with --clamp clamp: only at t below this one of 1..T; 0: at every step", low=0)
+    clamp_start: int = option(
+        0, "with --clamp clamp: only at t below this one of the weights' 1..T; 0: at every step", low=0
+    )
     sequence_len: int = option(0, "tokens in a sentence; 0: the weights file's", low=0)
     seed: int = option(10708, "seed of the noise", low=0, high=2**32 - 1)
     format: str = option("txt", "txt: a sentence a line; jsonl: with seed, steps and weights", choices=("txt", "jsonl"))
@@ -270,7 +272,7 @@ class EvaluateConfig(Options):
 class LikelihoodConfig(Options):
     """Likelihood (`likelihood`)."""
 
-    steps: int = option(0, "steps of the walk, 1..T; 0: all T", low=0)
+    steps: int = option(0, "steps of the walk, 1..T; 0: 1000 for cross_entropy, all T else", low=0)
     paths: int = option(1, "paths for each sentence; several tighten the bound", low=1)
     estimate: str = option(
         "auto",

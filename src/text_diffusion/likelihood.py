@@ -43,6 +43,7 @@ from text_diffusion.tokenizer import Tokenizer
 
 BIT = math.log(2)  # nats
 RANGES = 8  # of t, in the table
+WORD_STEPS = 1000  # of a walk of cross_entropy, which is trained for 10,000, if not said otherwise
 Tick = Callable[[], object]  # called after each call of the network
 
 
@@ -154,7 +155,8 @@ class Figures:
 def measure(model: TextDiffusion, text: Text, config: LikelihoodConfig) -> Figures:
     """Walk each line `paths` times, and let it flow if that is asked for."""
     T, N, K = model.diffusion.num_timesteps, len(text.ids), config.paths
-    process = model.diffusion.respace(spaced_timesteps(model.diffusion.alphas_cumprod, config.steps or T))
+    steps = config.steps or (min(T, WORD_STEPS) if isinstance(model.model, WordDenoiser) else T)
+    process = model.diffusion.respace(spaced_timesteps(model.diffusion.alphas_cumprod, steps))
     S, embeddings = process.num_timesteps, model.model.embeddings
     ids = text.ids.to(model.diffusion.device)
     handover = handover_for(posterior_of(model, process), embeddings, ids)

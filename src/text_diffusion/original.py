@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from text_diffusion.config import DiffusionConfig, ModelConfig
+from text_diffusion.config import ONCE, DiffusionConfig, ModelConfig, build
 from text_diffusion.errors import UserError
 
 BERT_HEADS = 12  # BERT-base's, whatever the original's --num_heads said
@@ -111,9 +111,8 @@ def convert_file(contents: Mapping[str, Tensor], path: Path, tokenizer: str) -> 
     settings = path.with_name("training_args.json")
     try:
         args = json.loads(settings.read_text(encoding="utf-8"))
-        diffusion = DiffusionConfig(
-            diffusion_steps=int(args["diffusion_steps"]), noise_schedule=str(args["noise_schedule"])
-        )
+        its = {"diffusion_steps": int(args["diffusion_steps"]), "noise_schedule": str(args["noise_schedule"])}
+        diffusion = build(DiffusionConfig, ONCE, its)
         length = int(args["sequence_len"])
     except OSError:
         raise UserError(f"{path}: weights of the original need their training_args.json beside them") from None

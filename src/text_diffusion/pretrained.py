@@ -12,8 +12,8 @@ where there are any. With `pretrained_embeddings`
 
 where W are BERT's embeddings. They are small, about 0.04 an entry, and the first noise of x_0, 0.12, would drown them:
 one factor for all brings them to the scale of the noise, and leaves their directions and ratios as they are. The bias
-makes the head (`diffusion_lm`'s) take an x_0 for the nearest E(w). The ids are those of BERT's tokenizer, which is
-therefore the run's.
+makes the head (`diffusion_lm`'s) take an x_0 for the nearest E(w). On the sphere of `cross_entropy`, W_w / |W_w| times
+sqrt(D), the directions stay. The ids are those of BERT's tokenizer, which is therefore the run's.
 """
 
 from __future__ import annotations
@@ -104,7 +104,15 @@ class Start:
             state["word_embedding.weight"] = E = W / W.square().mean().sqrt()
             if model.config.objective == "diffusion_lm":
                 state["lm_head.bias"] = -E.square().sum(dim=1) / 2
+            elif model.config.objective == "cross_entropy":
+                point_somewhere(E)
         model.load_state_dict(state, strict=False)
+
+
+def point_somewhere(E: Tensor) -> None:
+    """Give each row of E (V, D) that is 0, as that of [PAD] often is, a random direction: a sphere has no middle."""
+    zero = E.norm(dim=1) == 0
+    E[zero] = torch.randn(int(zero.sum()), E.shape[1], generator=torch.Generator().manual_seed(0))
 
 
 def find(given: dict[str, Any]) -> Start | None:

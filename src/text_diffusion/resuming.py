@@ -79,8 +79,9 @@ def check_same_run(given: dict[str, Any], saved: dict[str, Any], folder: Path) -
         if name == "tokenizer" and given[name] not in tokenizers.KINDS:
             continue  # a file, whose contents count: `check_same_tokenizer`
         if given[name] != saved[name] and not (name in ("sequence_len", "source_len") and given[name] == 0):
+            of = f" of --objective {saved['objective']}" if name in ("diffusion_steps", "noise_schedule") else ""
             raise UserError(
-                f"the run in {folder} was started with --{name} {saved[name]}, found {given[name]}; "
+                f"the run in {folder} was started with --{name} {saved[name]}{of}, found {given[name]}; "
                 "give --checkpoint_path another folder to start a new run"
             )
 

@@ -244,7 +244,7 @@ def _configs(
     saved: dict[str, Any], given: dict[str, Any]
 ) -> tuple[ModelConfig, DiffusionConfig, DataConfig, TrainConfig]:
     """The settings of the run: what was given beats what was saved, and that the objective's own and the defaults."""
-    name = (saved | given).get("objective") or implied(given)
+    name = settings.build(ModelConfig, {"objective": (saved | given).get("objective") or implied(given)}).objective
     objective = OBJECTIVES[name]
     model_config = settings.build(ModelConfig, objective.model, {"objective": name}, saved, given)
     check_foreign(model_config, given)

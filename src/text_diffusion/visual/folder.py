@@ -62,15 +62,17 @@ def read_run(path: Path) -> RunFolder:
     folder = path.parent if path.is_file() else path
     if not folder.is_dir():
         raise UserError(f"{path}: expected the folder of a run, found nothing")
-    weights = path if path.is_file() else latest_weights(folder)
     metrics = folder / "metrics.jsonl"
+    rows, unread = read_metrics(metrics) if metrics.is_file() else ([], 0)
+    last = (rows[-1]["step"] if rows else 0) if metrics.is_file() else math.inf
+    weights = path if path.is_file() else latest_weights(folder, last)
     if weights is None and not metrics.is_file():
         raise UserError(f"{folder}: expected the folder of a run, found neither metrics.jsonl nor weights (*.pt) in it")
     run = RunFolder(folder, folder.resolve().name, [], _settings(folder / "training_args.json"), weights)
     if not metrics.is_file():
         run.missing["training curves"] = "there is no metrics.jsonl in this folder (shipped weights come without)"
         return run
-    run.rows, unread = read_metrics(metrics)
+    run.rows = rows
     if unread:
         run.missing["parts of the training curves"] = f"{unread} lines of metrics.jsonl are not rows of numbers"
     if not run.rows:
@@ -102,16 +104,18 @@ def read_metrics(path: Path) -> tuple[list[Row], int]:
     return sorted(rows, key=lambda row: row["step"]), unread
 
 
-def latest_weights(folder: Path) -> Path | None:
+def latest_weights(folder: Path, last: float = math.inf) -> Path | None:
     """The averaged weights of the last step that has a file, or else the raw ones.
 
-    A run's own, beside which its optimizer's state lies, come before others in its folder, such as shipped ones.
+    A run's own, beside which its optimizer's state lies, come before others in its folder, such as shipped ones. Those
+    of a step that the run, at `last`, has not reached are none of its.
     """
     found: list[tuple[bool, int, bool, str, Path]] = []
     for path in folder.glob("*.pt"):
         if name := re.fullmatch(r"(?:(ema)_([\d.]+)_|model)(\d+)\.pt", path.name):
             own = (folder / f"opt{name[3]}.pt").exists()
-            found.append((own, int(name[3]), name[1] is not None, name[2] or "", path))
+            if own or int(name[3]) <= last:
+                found.append((own, int(name[3]), name[1] is not None, name[2] or "", path))
     return max(found)[-1] if found else None
 
 

@@ -34,14 +34,15 @@ def training(runs: Sequence[RunFolder]) -> list[Chart]:
 def _of_one(run: RunFolder) -> list[Chart]:
     terms = [name for name in run.columns() if f"val_{name}" in run.columns() and name not in NO_TERMS]
     terms = terms or [name for name in ("loss", "mse", "tT_loss", "decoder_nll", "nll") if name in run.columns()]
+    terms = terms if len(terms) > 2 else terms[:1]  # the loss, if it has one term
     charts = [
         Chart(
             "loss",
-            "Loss, term by term",
+            "Loss, term by term" if len(terms) > 1 else "Loss",
             "step",
             "",
             [_line(run, name, name) for name in terms],
-            "Their sum is the loss; read which one moves.",
+            "Their sum is the loss; read which one moves." if len(terms) > 1 else "",
             log_y=True,
         ),
         Chart(
