@@ -101,9 +101,10 @@ def check_foreign(config: ModelConfig, given: Collection[str]) -> None:
     """
     for name in OBJECTIVES[config.objective].foreign:
         if name in given:
+            its = " or ".join(other for other, objective in OBJECTIVES.items() if name not in objective.foreign)
             raise UserError(
                 f"--{name} belongs to another objective: leave it out with --objective {config.objective}, or take "
-                "another"
+                f"--objective {its}"
             )
     for name in OF_BERT if config.denoiser == "modern" else ():
         if name in given:
