@@ -315,6 +315,16 @@ def test_likelihood_of_words(words: Path, capsys: pytest.CaptureFixture[str]) ->
     assert math.log2(80) - 0.1 < float(row.split()[4]) < 1.5 * math.log2(80)
 
 
+def test_a_walk_of_words_has_fewer_steps_than_training(
+    words: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert likelihood.WORD_STEPS == 1000
+    monkeypatch.setattr(likelihood, "WORD_STEPS", 20)
+    weights = words / "run" / "ema_0.9_000400.pt"
+    assert likelihood.main([str(weights), str(words / "corpus.txt")]) == 0
+    assert ", 20 steps of two calls" in capsys.readouterr().out
+
+
 def test_a_corpus_of_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The loss is soon the same at every t, and time stays what it was."""
     write_text(tmp_path / "corpus.txt", ["One sentence."] * 3)

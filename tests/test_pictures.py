@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from text_diffusion.generation import TextDiffusion, load
 from text_diffusion.visible import visible
 from text_diffusion.visual import terminal
 from text_diffusion.visual.charts import Chart, Series, shown, svg, ticks
-from text_diffusion.visual.folder import latest_weights, read_metrics, thinned
+from text_diffusion.visual.folder import latest_weights, read_metrics, read_run, thinned
 from text_diffusion.visual.pictures import LARGEST, animate
+from text_diffusion.visual.plots import training
 from text_diffusion.visual.recording import Frame, Word, plain, record
 
 # Parts
@@ -39,6 +41,29 @@ def test_latest_weights_are_the_averaged_ones_of_the_last_step(tmp_path: Path) -
     (tmp_path / "opt000900.pt").unlink()
     assert latest_weights(tmp_path, 950) == tmp_path / "ema_0.9_000900.pt"
     assert latest_weights(tmp_path, 800) is None
+
+
+def test_a_run_that_has_begun_is_not_judged_by_weights_that_lay_there(tmp_path: Path) -> None:
+    """As in ckpts/simple, until the first checkpoint of a run of one's own."""
+    shipped = tmp_path / "ema_0.9999_025000.pt"
+    shipped.touch()
+    assert read_run(tmp_path).weights == shipped
+    write_text(tmp_path / "metrics.jsonl", ['{"step": 50, "loss": 1.0}'])
+    run = read_run(tmp_path)
+    assert run.weights is None
+    assert "everything that the model is asked for" in run.missing
+    assert read_run(shipped).weights == shipped
+
+
+@pytest.mark.parametrize(
+    ("terms", "title", "lines"), [(("cross_entropy",), "Loss", 1), (("mse", "tT_loss"), "Loss, term by term", 3)]
+)
+def test_a_loss_of_one_term_is_one_line(terms: tuple[str, ...], title: str, lines: int, tmp_path: Path) -> None:
+    names = ("loss", *terms)
+    row = {"step": 50} | dict.fromkeys(names, 1.0) | {f"val_{name}": 1.0 for name in names}
+    write_text(tmp_path / "metrics.jsonl", [json.dumps(row), json.dumps(row | {"step": 100})])
+    loss, held_out = training([read_run(tmp_path)])[:2]
+    assert (loss.title, len(loss.series), len(held_out.series)) == (title, lines, lines)
 
 
 def test_thinned_keeps_means() -> None:
