@@ -34,10 +34,11 @@ from gpu_table import render
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from text_diffusion.config import SIZES, DiffusionConfig, ModelConfig, TrainConfig, build
+from text_diffusion.config import SIZES, DiffusionConfig, ModelConfig, TrainConfig
 from text_diffusion.data import Batches
 from text_diffusion.distributed import ALONE
 from text_diffusion.ema import EMA
+from text_diffusion.flags import build
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.loss_by_timestep import LossByTimestep
 from text_diffusion.muon import optimizer_of

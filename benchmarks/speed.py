@@ -32,10 +32,11 @@ from common import ROOT, record
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from text_diffusion.config import SIZES, DiffusionConfig, ModelConfig, TrainConfig, build
+from text_diffusion.config import SIZES, DiffusionConfig, ModelConfig, TrainConfig
 from text_diffusion.data import Batches
 from text_diffusion.distributed import ALONE
 from text_diffusion.ema import EMA
+from text_diffusion.flags import build
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.generation import load_diffusion
 from text_diffusion.loss_by_timestep import LossByTimestep

@@ -21,9 +21,10 @@ from toy import (
     train_flags,
 )
 
-from text_diffusion import config, sample, train
-from text_diffusion.config import ModelConfig, Options, SampleConfig, TrainConfig
+from text_diffusion import sample, train
+from text_diffusion.config import ModelConfig, SampleConfig, TrainConfig
 from text_diffusion.errors import UserError
+from text_diffusion.flags import Options, build
 
 # Values that will not do
 
@@ -165,7 +166,7 @@ def test_help_has_every_flag(main: Any, capsys: pytest.CaptureFixture[str]) -> N
     ],
 )
 def test_booleans(argv: list[str], expected: bool) -> None:
-    assert config.build(ModelConfig, train.parse(argv)).self_condition is expected
+    assert build(ModelConfig, train.parse(argv)).self_condition is expected
 
 
 def test_last_of_two_values_counts() -> None:
@@ -180,8 +181,8 @@ def test_lists_of_numbers() -> None:
 def test_flags_that_are_not_given_leave_no_trace() -> None:
     """So that what was saved is not mistaken for contradicted by defaults."""
     assert train.parse([]) == {}
-    assert config.build(TrainConfig, {"steps": 5, "unknown": 1}, {"steps": 6}).steps == 6
-    assert config.build(TrainConfig, {"lr": 5.0}, {}).lr == 5.0
+    assert build(TrainConfig, {"steps": 5, "unknown": 1}, {"steps": 6}).steps == 6
+    assert build(TrainConfig, {"lr": 5.0}, {}).lr == 5.0
 
 
 def test_command_line_beats_what_was_saved(corpus: Path, trained: Path, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from toy import (
 )
 
 from text_diffusion import chunked, train
-from text_diffusion.config import LikelihoodConfig, ModelConfig, build
+from text_diffusion.config import LikelihoodConfig, ModelConfig
+from text_diffusion.flags import build
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.generation import load
 from text_diffusion.likelihood import figures_of, read_text

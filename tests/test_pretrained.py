@@ -16,8 +16,9 @@ from transformers import BertForMaskedLM, BertModel, BertTokenizerFast
 from zygote import Zygote, ended, start_ranks
 
 from text_diffusion import bert_folder, pretrained, train
-from text_diffusion.config import ModelConfig, build
+from text_diffusion.config import ModelConfig
 from text_diffusion.control import Length, Want
+from text_diffusion.flags import build
 from text_diffusion.generation import load_diffusion
 from text_diffusion.modeling import through
 from text_diffusion.objectives import OBJECTIVES, Network

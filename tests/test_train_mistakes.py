@@ -25,9 +25,9 @@ from toy import (
 )
 
 import text_diffusion
-from text_diffusion import config as settings
 from text_diffusion import pretrained, train
 from text_diffusion.config import ModelConfig, TrainConfig
+from text_diffusion.flags import build
 from text_diffusion.tracking import clock
 
 
@@ -218,8 +218,8 @@ def test_sizes(corpus: Path) -> None:
         assert train.parse(argv) == base | {"num_layers": 2}
     small = train.parse(["--size", "small"])
     assert small.keys() == base.keys() - {"in_channel"}  # which is the objective's
-    assert settings.build(ModelConfig, small) == ModelConfig()
-    assert settings.build(TrainConfig, small) == TrainConfig()
+    assert build(ModelConfig, small) == ModelConfig()
+    assert build(TrainConfig, small) == TrainConfig()
 
 
 def test_named_size_contradicts_another(go: Trained, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:

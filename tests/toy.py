@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 
 from text_diffusion import sample, train
 from text_diffusion import step as step_module
-from text_diffusion.config import DataConfig, DiffusionConfig, ModelConfig, Options, TrainConfig
+from text_diffusion.config import DataConfig, DiffusionConfig, ModelConfig, TrainConfig
+from text_diffusion.flags import Options
 from text_diffusion.run import Run
 from text_diffusion.state import TrainState
 

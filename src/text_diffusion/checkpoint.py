@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from text_diffusion import original
-from text_diffusion.config import ONCE, DiffusionConfig, ModelConfig, build
+from text_diffusion.config import ONCE, DiffusionConfig, ModelConfig
 from text_diffusion.errors import UserError
 from text_diffusion.files import project_root, write_atomically
+from text_diffusion.flags import build
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.objectives import OBJECTIVES, Network
 from text_diffusion.parallel import whole

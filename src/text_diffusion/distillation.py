@@ -29,12 +29,13 @@ from torch import Tensor
 
 from text_diffusion import checkpoint, pretrained
 from text_diffusion.condition import Given
-from text_diffusion.config import TrainConfig, build
+from text_diffusion.config import TrainConfig
 from text_diffusion.control.controls import Plan
 from text_diffusion.corpus import Corpus
 from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.distributed import Ranks
 from text_diffusion.errors import UserError
+from text_diffusion.flags import build
 from text_diffusion.generation import TextDiffusion, writer_of
 from text_diffusion.memory import in_batches
 from text_diffusion.objectives import Network

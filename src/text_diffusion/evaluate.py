@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from text_diffusion import config as settings
 from text_diffusion import errors, figures
 from text_diffusion.config import EvaluateConfig
 from text_diffusion.errors import UserError
 from text_diffusion.figures import Estimate, Evaluation, Figure, Row
 from text_diffusion.files import check_writable, read_lines, write_atomically
+from text_diffusion.flags import Parser, add_options, build
 from text_diffusion.grammar import Grammar
 from text_diffusion.launcher import check_alone
 from text_diffusion.remote import local
@@ -166,11 +166,11 @@ def _with_interval(figure: Figure, estimate: Estimate | None) -> str:
 
 def command(argv: Sequence[str] | None) -> None:
     """Parse, read, measure, print, write."""
-    parser = settings.Parser(prog="text-diffusion evaluate", description="Measure samples beside real text.")
+    parser = Parser(prog="text-diffusion evaluate", description="Measure samples beside real text.")
     parser.add_argument("samples", metavar="SAMPLES", help="text to judge, one sentence a line (or .jsonl)")
-    settings.add_options(parser, EvaluateConfig)
+    add_options(parser, EvaluateConfig)
     given = vars(parser.parse_args(argv))
-    config = settings.build(EvaluateConfig, given)
+    config = build(EvaluateConfig, given)
     check_alone("evaluate")
     if not config.reference:
         raise UserError("--reference must name a file of held-out real text, found nothing")

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from text_diffusion import config as settings
 from text_diffusion import errors
 from text_diffusion.autoregressive import AT_ONCE, Autoregressive, nlls
 from text_diffusion.bound import PathTerms, Posterior, handover_for, log_decoder, log_mean, path_terms, walk
@@ -30,6 +29,7 @@ from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.data import fit
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, read_lines, write_atomically
+from text_diffusion.flags import Parser, add_options, build
 from text_diffusion.flow import exact_trace, hutchinson_trace, ode_log_weight, predict_twice
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.generation import TextDiffusion, Writer, load
@@ -302,12 +302,12 @@ def contents(figures: Figures, text: Text, config: LikelihoodConfig, about: dict
 
 def command(argv: Sequence[str] | None) -> None:
     """Parse, load, measure, report."""
-    parser = settings.Parser(prog="text-diffusion likelihood", description="How many bits a model needs for a text.")
+    parser = Parser(prog="text-diffusion likelihood", description="How many bits a model needs for a text.")
     parser.add_argument("weights", metavar="CKPT", help="weights file (model*.pt or ema_*.pt)")
     parser.add_argument("text", metavar="FILE", type=Path, help="text, one sentence a line")
-    settings.add_options(parser, LikelihoodConfig)
+    add_options(parser, LikelihoodConfig)
     given = vars(parser.parse_args(argv))
-    config = settings.build(LikelihoodConfig, given)
+    config = build(LikelihoodConfig, given)
     check_alone("likelihood")
     keep_freed_memory()
     model = load(given["weights"], device=config.device, gpu=config.gpu, tokenizer=config.tokenizer)

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from text_diffusion.config import ONCE, DiffusionConfig, ModelConfig, build
+from text_diffusion.config import ONCE, DiffusionConfig, ModelConfig
 from text_diffusion.errors import UserError
+from text_diffusion.flags import build
 
 BERT_HEADS = 12  # BERT-base's, whatever the original's --num_heads said
 

@@ -28,8 +28,9 @@ from torch import Tensor
 
 from text_diffusion import corpus
 from text_diffusion.bert_folder import CONFIG, read_config, read_tensors, read_tokenizer
-from text_diffusion.config import DataConfig, ModelConfig, build
+from text_diffusion.config import DataConfig, ModelConfig
 from text_diffusion.errors import UserError
+from text_diffusion.flags import build
 from text_diffusion.hub import model_folder
 from text_diffusion.modeling import ACTIVATIONS, LAYER_NORM_EPS, TransformerNetModel
 from text_diffusion.objectives import Network

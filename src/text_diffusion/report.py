@@ -13,11 +13,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from text_diffusion import config as settings
 from text_diffusion import errors
 from text_diffusion.config import ReportConfig
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, write_atomically
+from text_diffusion.flags import Parser, add_options, build
 from text_diffusion.launcher import check_alone
 from text_diffusion.memory import keep_freed_memory
 from text_diffusion.teacher import load_teacher
@@ -65,11 +65,11 @@ def draw(findings: Sequence[Findings], folder: Path) -> None:
 
 def command(argv: Sequence[str] | None) -> None:
     """Parse, read, ask the models, write."""
-    parser = settings.Parser(prog="text-diffusion report", description="Write a page about a run, or compare several.")
+    parser = Parser(prog="text-diffusion report", description="Write a page about a run, or compare several.")
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a run, or a weights file")
-    settings.add_options(parser, ReportConfig)
+    add_options(parser, ReportConfig)
     given = vars(parser.parse_args(argv))
-    config = settings.build(ReportConfig, given)
+    config = build(ReportConfig, given)
     check_alone("report")
     runs = [read_run(path) for path in given["runs"]]
     path = output_path(runs, config.out)

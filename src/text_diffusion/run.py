@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from text_diffusion import checkpoint, distillation, pretrained
-from text_diffusion import config as settings
 from text_diffusion import corpus as corpora
 from text_diffusion import tokenizer as tokenizers
 from text_diffusion.checkpoint import resumable_steps
@@ -26,6 +25,7 @@ from text_diffusion.ema import EMA
 from text_diffusion.encoding import encode
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, project_root, remove_leftovers
+from text_diffusion.flags import build
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.lock import FolderLock, check_shared
 from text_diffusion.loss_by_timestep import LossByTimestep
@@ -135,7 +135,7 @@ def prepare(given: dict[str, Any], ranks: Ranks = ALONE) -> tuple[Run, TrainStat
         UserError: a setting, a file or the folder will not do; nothing has been trained yet.
     """
     ranks.agree("flags", {f"--{name}": value for name, value in given.items()})
-    data_config = settings.build(DataConfig, given)
+    data_config = build(DataConfig, given)
     name = corpora.dataset_name(data_config)
     name += "-student" if given.get("teacher") else ""
     path = given.get("checkpoint_path") or str(project_root() / "ckpts" / name)
@@ -244,15 +244,15 @@ def _configs(
     saved: dict[str, Any], given: dict[str, Any]
 ) -> tuple[ModelConfig, DiffusionConfig, DataConfig, TrainConfig]:
     """The settings of the run: what was given beats what was saved, and that the objective's own and the defaults."""
-    name = settings.build(ModelConfig, {"objective": (saved | given).get("objective") or implied(given)}).objective
+    name = build(ModelConfig, {"objective": (saved | given).get("objective") or implied(given)}).objective
     objective = OBJECTIVES[name]
-    model_config = settings.build(ModelConfig, objective.model, {"objective": name}, saved, given)
+    model_config = build(ModelConfig, objective.model, {"objective": name}, saved, given)
     check_foreign(model_config, given)
     return (
         model_config,
-        settings.build(DiffusionConfig, objective.process, saved, given),
-        settings.build(DataConfig, saved, given),
-        settings.build(TrainConfig, saved, given),
+        build(DiffusionConfig, objective.process, saved, given),
+        build(DataConfig, saved, given),
+        build(TrainConfig, saved, given),
     )
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from text_diffusion import config as settings
 from text_diffusion import errors
 from text_diffusion.checkpoint import load_weights
 from text_diffusion.config import SampleConfig
@@ -28,6 +27,7 @@ from text_diffusion.display import Display
 from text_diffusion.distributed import ALONE, Ranks, joined
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, write_atomically
+from text_diffusion.flags import Parser, add_options, build
 from text_diffusion.generation import TextDiffusion, Writer, writer_of
 from text_diffusion.masked import Masked
 from text_diffusion.memory import in_batches, keep_freed_memory
@@ -167,14 +167,14 @@ def gone_if_failed(folders: Sequence[Path]) -> Iterator[None]:
 
 def parse(argv: Sequence[str] | None) -> dict[str, Any]:
     """The flags that were given, by name."""
-    parser = settings.Parser(prog="text-diffusion sample", description="Write sentences with a trained model.")
-    settings.add_options(parser, SampleConfig, ControlConfig)
+    parser = Parser(prog="text-diffusion sample", description="Write sentences with a trained model.")
+    add_options(parser, SampleConfig, ControlConfig)
     return vars(parser.parse_args(argv))
 
 
 def prepare(given: dict[str, Any], ranks: Ranks) -> tuple[Writer, SampleConfig, ControlConfig, list[Plan]]:
     """The model, the settings and what steers it; every mistake is found before a folder is made."""
-    config, control = settings.build(SampleConfig, given), settings.build(ControlConfig, given)
+    config, control = build(SampleConfig, given), build(ControlConfig, given)
     if empty := [name for name in asdict(control) if given.get(name) == ""]:
         raise UserError(f"--{empty[0]} expects something to ask for, found nothing; leave it out")
     if not config.model_name_or_path:

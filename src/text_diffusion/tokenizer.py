@@ -20,9 +20,9 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from text_diffusion import errors
-from text_diffusion.config import Parser
 from text_diffusion.errors import UserError
 from text_diffusion.files import read_lines, write_atomically
+from text_diffusion.flags import Parser
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 KINDS = ("word-level", "byte-level")

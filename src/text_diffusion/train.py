@@ -16,15 +16,16 @@ from typing import Any, TypeVar
 
 import torch
 
-from text_diffusion import config as settings
 from text_diffusion import errors
 from text_diffusion.checkpoint import Weights
 from text_diffusion.condition import Given
+from text_diffusion.config import SIZES
 from text_diffusion.control.controls import Plan
 from text_diffusion.deterministic import deterministic
 from text_diffusion.distributed import joined
 from text_diffusion.errors import Interrupted, UserError
 from text_diffusion.files import write_atomically
+from text_diffusion.flags import Parser, add_options
 from text_diffusion.generation import TextDiffusion, writer_of
 from text_diffusion.memory import is_out_of_memory, keep_freed_memory
 from text_diffusion.meter import Meter
@@ -177,12 +178,12 @@ def signals() -> Iterator[list[int]]:
 
 def parse(argv: Sequence[str] | None) -> dict[str, Any]:
     """The flags that were given, by name, those that --size stands for included."""
-    parser = settings.Parser(prog="text-diffusion train", description="Train a diffusion model on a text.")
-    parser.add_argument("--size", choices=tuple(settings.SIZES), help="a named set of sizes; single flags beat it")
-    settings.add_options(parser, *GROUPS)
+    parser = Parser(prog="text-diffusion train", description="Train a diffusion model on a text.")
+    parser.add_argument("--size", choices=tuple(SIZES), help="a named set of sizes; single flags beat it")
+    add_options(parser, *GROUPS)
     given = vars(parser.parse_args(argv))
     size = given.pop("size")
-    sizes = dict(settings.SIZES[size]) if size else {}
+    sizes = dict(SIZES[size]) if size else {}
     if given.get("denoiser") == "modern":
         sizes.pop("activation", None)  # which it has only one of
     return sizes | given

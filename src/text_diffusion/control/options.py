@@ -8,13 +8,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from text_diffusion.config import Options, option
 from text_diffusion.control.classifier import Classifier, Label, beside, load
 from text_diffusion.control.controls import Avoid, Control, Edit, Length, Plan, Template, Want
 from text_diffusion.control.given import Labelled, Sources
 from text_diffusion.control.steering import InnerSteps
 from text_diffusion.errors import UserError
 from text_diffusion.files import read_lines
+from text_diffusion.flags import Options, option
 
 if TYPE_CHECKING:
     from text_diffusion.generation import TextDiffusion

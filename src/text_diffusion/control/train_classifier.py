@@ -18,15 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import trange
 
-from text_diffusion import config as settings
 from text_diffusion import errors
-from text_diffusion.config import Options, Parser, option
 from text_diffusion.control import classifier as classifiers
 from text_diffusion.control import labeled
 from text_diffusion.control.classifier import Classifier, NoisyClassifier, Sizes
 from text_diffusion.data import fit
 from text_diffusion.errors import UserError
 from text_diffusion.files import check_writable, project_root
+from text_diffusion.flags import Options, Parser, add_options, build, option
 from text_diffusion.generation import TextDiffusion, load_diffusion
 from text_diffusion.launcher import check_alone
 from text_diffusion.memory import keep_freed_memory
@@ -135,10 +134,10 @@ def command(argv: Sequence[str] | None) -> None:
     """Parse, load, train, report, write."""
     parser = Parser(prog="train_classifier", description="Learn p(label | x_t) for guidance.")
     parser.add_argument("weights", type=Path, metavar="CKPT", help="weights file of the diffusion model")
-    settings.add_options(parser, ClassifierConfig)
+    add_options(parser, ClassifierConfig)
     given = vars(parser.parse_args(argv))
     weights = given.pop("weights")
-    config = settings.build(ClassifierConfig, given)
+    config = build(ClassifierConfig, given)
     check_alone("train_classifier")
     if config.hidden_size % 4:
         raise UserError(f"--hidden_size must be a multiple of 4, the heads that share it, found {config.hidden_size}")
