@@ -13,6 +13,7 @@ import distillation_table
 import evaluation_table
 import gpu_table
 import likelihood_table
+import posterior_table
 import projection
 import recipe_table
 from common import ROOT, percent, results
@@ -311,6 +312,7 @@ PLACES: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
     ("docs/evaluation.md", "e2e", partial(evaluation_table.render, "e2e")),
     ("docs/evaluation.md", "likelihood", likelihood_table.render),
     ("docs/evaluation.md", "micro", likelihood_table.render_micro),
+    ("docs/recipe.md", "posterior", posterior_table.render),
     ("docs/evaluation.md", "calibration", likelihood_table.render_calibration),
 )
 
