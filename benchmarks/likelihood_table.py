@@ -34,7 +34,8 @@ def corpus(name: str, part: dict[str, Any]) -> str:
         ]
         if "kl" in found:
             names = ("reconstruction", "kl", "prior")
-            terms.append(f"`{objective}` " + ", ".join(f"{key} {found[key]['bits']:.3f}" for key in names))
+            each = (f"{key} {found[key]['bits']:.3f} ± {found[key]['error']:.3f}" for key in names)
+            terms.append(f"`{objective}` " + ", ".join(each))
     lines = [
         f"| `{name}`, {part['lines']} held-out lines | bits a line | a token | above the truth |",
         "|---" * 4 + "|",

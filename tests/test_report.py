@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import io
 import json
 import re
 import shutil
@@ -13,13 +14,16 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from toy import LINES, SIZES, flags, one_sentence, train_flags, write_text
 
 from text_diffusion import figures, report, train
 from text_diffusion.generation import load_diffusion
 from text_diffusion.visible import visible
+from text_diffusion.visual.charts import Chart, Series, svg, ticks
 from text_diffusion.visual.folder import latest_weights
-from text_diffusion.visual.recording import record
+from text_diffusion.visual.recording import Frame, Word, record
+from text_diffusion.visual.terminal import text_of
 
 FEW = {"samples": 60, "steps": 4, "frames": 5, "show": 3}
 EVIL = "<script>hacked=1</script>", "<img/src=x/onerror=hacked=1>", "\x1b[31mred\x07", "</script><b>", "&amp;"
@@ -272,6 +276,38 @@ def test_the_other_objective(corpus: Path, tmp_path: Path) -> None:
     assert lines_of(data, -1) == load_diffusion(weights).sample(3, steps=5)
     sure = [c for frame in data["frames"][:-1] for row in frame["guess"] for c in row[1::2]]
     assert min(sure) < 60  # after 20 steps of training it cannot be sure
+    # Norms on a sphere differ by rounding only, which is not drawn; nor is a loss of 0 on a logarithmic axis.
+    assert "All embeddings have the same norm" in page.text
+    assert "Norms of the embeddings" not in page.text
+    rows = [{"step": step, "cross_entropy_q1": 0.0, "cross_entropy_q2": 1.0 / step} for step in (1, 2, 3)]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert made(tmp_path / "run") == 0
+    page = read(tmp_path / "run" / "report.html")
+    assert "Not drawn, being 0 throughout: cross_entropy, quarter 1: least noise." in page.text
+    assert page.text.count("cross_entropy, quarter 1") == 1
+    assert "cross_entropy, quarter 2" in page.text
+
+
+def test_sure_words_are_brighter_in_the_terminal() -> None:
+    words = [Word(text, True, confidence) for text, confidence in (("low", 0.1), ("mid", 0.7), ("high", 0.99))]
+    console = Console(force_terminal=True, color_system="standard", file=io.StringIO(), width=80)
+    console.print(text_of(Frame(t=9, noise=0.5, noisy=[words], guess=[words]), 1, 2))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\x1b[2mstep 1 of 2" in shown
+    assert "\x1b[2m low\x1b[0m mid\x1b[1m high\x1b[0m" in shown
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.01, 1.09), (2.2, 4.6), (0.0031, 0.0044)])
+def test_a_logarithmic_axis_within_a_decade_has_ticks(low: float, high: float) -> None:
+    found = ticks(low, high, log=True)
+    assert len(found) >= 2
+    assert all(low <= value <= high for value in found)
+
+
+def test_shares_end_at_one() -> None:
+    chart = Chart("a", "a", "step", "", [Series("all", [1, 2, 3], [1.0, 1.0, 1.0])], unit="%")
+    assert ">100 %<" in svg(chart)
+    assert ">150 %<" not in svg(chart)
 
 
 # Several runs

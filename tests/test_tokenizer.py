@@ -305,7 +305,7 @@ def test_command_reads_windows_files(tmp_path: Path) -> None:
     [
         (None, "No such file"),
         (b"", "found an empty file"),
-        (b"\n  \n\t\r\n", "found an empty file"),
+        (b"\n  \n\t\r\n", "found only blank lines"),
         (b"one\ntw\x00o\n", "found a binary file (a zero byte at offset 6)"),
         ("one\ntwö\n".encode("utf-16"), "found a binary file"),
         (b"one\ntwo\nthr\xe9e\n", "expected UTF-8, found byte 0xe9 in line 3"),

@@ -74,14 +74,13 @@ def find_grammar(given: str, reference: Path) -> Grammar | None:
 def verdict(result: Evaluation) -> str:
     """In a sentence: on which figures the samples are worse than an ideal sampler, or else than real text."""
     if not result.rows:
-        return f"nothing can be told from {result.lines} lines, beside {result.real_lines} of real text"
+        lines = "1 line" if result.lines == 1 else f"{result.lines} lines"
+        return f"nothing can be told from {lines}, beside {result.real_lines} of real text"
     worse = [row for row in result.rows if row.worse]
+    bars = " or ".join(sorted({"an ideal sampler" if row.ideal else "real text" for row in worse or result.rows}))
     if not worse:
-        return f"no figure of {len(result.rows)} tells these samples from real text"
-    bars = {"an ideal sampler" if row.ideal else "real text" for row in worse}
-    return f"worse than {' or '.join(sorted(bars))} on {len(worse)} of {len(result.rows)} figures: " + "; ".join(
-        map(_against, worse)
-    )
+        return f"no figure of {len(result.rows)} tells these samples from {bars}"
+    return f"worse than {bars} on {len(worse)} of {len(result.rows)} figures: " + "; ".join(map(_against, worse))
 
 
 def _against(row: Row) -> str:
@@ -126,7 +125,7 @@ def as_json(result: Evaluation) -> dict[str, Any]:
 
 
 def as_text(result: Evaluation) -> str:
-    """The table, what was left out and why, and the verdict, as Markdown."""
+    """The table, what was left out and why, warnings, and the verdict, as Markdown."""
     reasons: dict[str, list[str]] = {}
     for key, reason in result.left_out.items():
         reasons.setdefault(reason, []).append(key)
@@ -135,6 +134,7 @@ def as_text(result: Evaluation) -> str:
         "sampler, or else than real text, and the intervals do not meet",
         as_table(result) if result.rows else "",
         "\n".join(f"left out: {', '.join(keys)}: {reason}" for reason, keys in reasons.items()),
+        "\n".join(f"warning: {warning}" for warning in result.warnings),
         f"**verdict: {verdict(result)}**",
     ]
     return "\n\n".join(part for part in parts if part)
@@ -189,8 +189,6 @@ def command(argv: Sequence[str] | None) -> None:
         check_writable(path.parent)
 
     result = figures.evaluate(samples, reference, train=train, grammar=grammar, scorer=scorer, seed=config.seed)
-    for warning in result.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
     text = as_text(result)
     print(text)
     if config.json:

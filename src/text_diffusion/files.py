@@ -32,7 +32,8 @@ def read_lines(path: Path, blank: bool = False) -> list[str]:
     if not blank or not any(lines):
         lines = [line for line in lines if line]
     if not lines:
-        raise UserError(f"{path}: expected sentences, one a line, found an empty file")
+        found = "only blank lines" if path.stat().st_size else "an empty file"
+        raise UserError(f"{path}: expected sentences, one a line, found {found}")
     return lines
 
 

@@ -265,6 +265,10 @@ def table(figures: Figures, text: Text, config: LikelihoodConfig) -> str:
         rows.append(f"{title:34}{shown:>20}{mean * len(values) / text.tokens:>12.4f}")
         if name == "kl":
             rows += [f"  t = {label:28}{value:>12.3f}" for label, value in ranges(figures)]
+    if "kl" in figures.lines:
+        rows.append(
+            "Its terms and the bound of the walk are two estimates of one quantity: they agree on average only."
+        )
     return "\n".join(rows)
 
 
@@ -329,7 +333,9 @@ def command(argv: Sequence[str] | None) -> None:
         first = figures.lines["exact" if "exact" in figures.lines else "bound"]
         figures.lines.update(true=true, gap=first - true)
     steps = f", {len(figures.timesteps)} steps" if figures.timesteps else ""
-    steps += " of two calls" if isinstance(model, TextDiffusion) and is_fresh(model, config) else ""
+    if isinstance(model, TextDiffusion) and model.model.config.self_condition:
+        fresh = is_fresh(model, config)
+        steps += " of two calls (fresh estimates of x_0)" if fresh else " (estimates of x_0 carried along)"
     print(f"{given['text']}: {len(text.lines)} lines, {text.tokens} tokens; {given['weights']}{steps}")
     print(table(figures, text, config))
     if config.json:

@@ -65,7 +65,10 @@ def svg(chart: Chart) -> str:
     """The chart as an <svg> element; style and colours are the page's."""
     drawn = [chart.points(series) for series in chart.series]
     low_x, high_x = _range([x for points in drawn for x, _ in points], chart.ranges[0], chart.log_x)
-    low_y, high_y = _range([y for points in drawn for _, y in points], chart.ranges[1], chart.log_y)
+    ys = [y for points in drawn for _, y in points]
+    low_y, high_y = _range(ys, chart.ranges[1], chart.log_y)
+    if chart.unit == "%" and max(ys, default=1.0) <= 1:
+        high_y = min(high_y, 1.0)
     to_x = _scale(low_x, high_x, LEFT, WIDTH - RIGHT, chart.log_x)
     to_y = _scale(low_y, high_y, HEIGHT - BOTTOM, TOP, chart.log_y)
     label = f"{chart.title}: {', '.join(series.name for series in chart.series)}"
@@ -133,7 +136,7 @@ def scatter(places: Sequence[tuple[str, float, float]], width: int = 900, height
 
 
 def ticks(low: float, high: float, log: bool) -> list[float]:
-    """Round numbers between two: decades (with 2 and 5 if those are few) or multiples of 1, 2, 5."""
+    """Round numbers between two: decades (with 2 and 5 if those are few) or, else, multiples of 1, 2, 5."""
     if log:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         digits = (1, 2, 5) if len(decades) <= 3 else (1,)
@@ -142,7 +145,8 @@ def ticks(low: float, high: float, log: bool) -> list[float]:
     else:
         step = _round_up((high - low) / 5)
         found = [step * i for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-    return [value for value in found if low * (1 - 1e-9) <= value <= high * (1 + 1e-9) or (not log and value == 0)]
+    found = [value for value in found if low * (1 - 1e-9) <= value <= high * (1 + 1e-9) or (not log and value == 0)]
+    return ticks(low, high, False) if log and len(found) < 2 else found
 
 
 def shown(value: float, unit: str = "") -> str:

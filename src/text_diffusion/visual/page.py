@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from text_diffusion import __version__
+from text_diffusion.config import ONCE
 from text_diffusion.evaluate import shown, verdict
 from text_diffusion.figures import Estimate, Figure
 from text_diffusion.visual import plots
@@ -164,13 +165,16 @@ def _evaluation(findings: Sequence[Findings]) -> str:
 
 
 def _table(judged: Sequence[Findings]) -> str:
-    """A row a figure; of one run with its bars, of several a column each, and the bars of the first."""
+    """A row a figure; of several a column each, and the bars of the first, named if they are not those of all."""
     rows: dict[str, Figure] = {}
     for one in judged:
         assert one.evaluation is not None, "chosen by the caller"
         rows |= {row.figure.key: row.figure for row in one.evaluation.rows}
     names = ["samples"] if len(judged) == 1 else [text(one.run.name) for one in judged]
-    head = "".join(f"<th>{name}</th>" for name in ("figure", *names, "real text", "ideal sampler", "good is"))
+    corpora = {str(one.run.settings.get("data", {}).get("dataset")) for one in judged}
+    whose = f" of {names[0]}" if len(corpora) > 1 else ""
+    titles = ("figure", *names, f"real text{whose}", f"ideal sampler{whose}", "good is")
+    head = "".join(f"<th>{title}</th>" for title in titles)
     body = []
     for key, figure in rows.items():
         cells, bars = [], ("<td>-</td>", "<td>-</td>")
@@ -236,6 +240,8 @@ def _words(findings: Sequence[Findings]) -> str:
         table = f'<div class="scroll"><table>{head}{rows}</table></div>'
         charts = "".join(f"{svg(chart)}" for chart in plots.norms(one))
         norms = f'<div class="norms"><h3>Norms of the embeddings</h3><figure>{charts}</figure></div>' if charts else ""
+        if len(one.words.norms) > 1 and plots.all_alike(one.words.norms):
+            norms = f'<p class="note">All embeddings have the same norm, {one.words.norms[0]:.3g}.</p>'
         parts.append(f"{table}{norms}")
     maps = ""
     if len(findings) == 1 and findings[0].words and findings[0].words.places:
@@ -254,7 +260,10 @@ def _settings(findings: Sequence[Findings]) -> str:
     tables: list[dict[str, Any]] = []
     for one in findings:
         groups = one.run.settings.values()
-        tables.append({name: value for group in groups for name, value in group.items()})
+        values = {name: value for group in groups for name, value in group.items()}
+        if values and len(findings) > 1:  # what older runs do not say was so
+            values = {name: values.get(name, once) for name, once in ONCE.items()} | values
+        tables.append({name: list(value) if isinstance(value, tuple) else value for name, value in values.items()})
     names = list(dict.fromkeys(name for values in tables for name in values))
     if len(findings) > 1:
         names = [name for name in names if len({str(values.get(name)) for values in tables}) > 1]

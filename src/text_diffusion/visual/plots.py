@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -54,18 +55,7 @@ def _of_one(run: RunFolder) -> list[Chart]:
             "Of the averaged weights, on the same sentences with the same noise each time.",
             log_y=True,
         ),
-        Chart(
-            "noise",
-            "Loss by noise level",
-            "step",
-            "",
-            [
-                _line(run, f"{term}_q{i}", f"{term}, quarter {i}: {QUARTER_TITLES[i - 1]}")
-                for term, i in _quarters([run])
-            ],
-            "Quarters of t. In the last nothing of a sentence is left: learning shows in the first two.",
-            log_y=True,
-        ),
+        _by_noise(run),
         Chart("grad_norm", "Gradient norm", "step", "", [_line(run, "grad_norm", "gradient norm")], log_y=True),
         Chart("lr", "Learning rate", "step", "", [_line(run, "lr", "learning rate")]),
         Chart(
@@ -85,6 +75,18 @@ def _of_one(run: RunFolder) -> list[Chart]:
         ),
     ]
     return [chart for chart in charts if not chart.empty]
+
+
+def _by_noise(run: RunFolder) -> Chart:
+    lines = [
+        _line(run, f"{term}_q{i}", f"{term}, quarter {i}: {QUARTER_TITLES[i - 1]}") for term, i in _quarters([run])
+    ]
+    note = "Quarters of t. In the last next to nothing of a sentence is left: learning shows before."
+    chart = Chart("noise", "Loss by noise level", "step", "", lines, note, log_y=True)
+    if nothing := [line.name for line in lines if len(line.x) and not chart.points(line)]:
+        drawn = [line for line in lines if line.name not in nothing]
+        chart = replace(chart, series=drawn, note=f"{note} Not drawn, being 0 throughout: {'; '.join(nothing)}.")
+    return chart
 
 
 def quality(findings: Sequence[Findings]) -> list[Chart]:
@@ -133,12 +135,17 @@ def calibration(findings: Findings) -> list[Chart]:
 
 def norms(findings: Findings) -> list[Chart]:
     """How many words have an embedding of what norm."""
-    if findings.words is None or len(findings.words.norms) < 2:
+    if findings.words is None or len(findings.words.norms) < 2 or all_alike(findings.words.norms):
         return []
     counts, edges = np.histogram(findings.words.norms, bins=24)
     x, y = np.repeat(edges, 2)[1:-1].tolist(), np.repeat(counts, 2).tolist()
     lines = [Series("words", [x[0], *x, x[-1]], [0, *y, 0])]
     return [Chart("norms", "Norms of the word embeddings", "norm", "words", lines)]
+
+
+def all_alike(values: Sequence[float]) -> bool:
+    """Whether they differ by rounding only, as norms do where embeddings are on a sphere."""
+    return max(values) - min(values) <= 1e-4 * abs(max(values))
 
 
 def _quarters(runs: Sequence[RunFolder]) -> list[tuple[str, int]]:

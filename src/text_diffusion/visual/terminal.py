@@ -43,7 +43,8 @@ def text_of(frame: Frame, number: int, count: int) -> Any:
     """A frame as rich text: the surer a word, the brighter; the surest in bold, which is seen without colour too."""
     from rich.text import Text
 
-    text = Text(f"step {number} of {count}  t {frame.t}  {100 * frame.noise:.0f} % noise\n", style="dim")
+    text = Text()  # whose own style would be that of every word
+    text.append(f"step {number} of {count}  t {frame.t}  {100 * frame.noise:.0f} % noise\n", style="dim")
     for words in frame.noisy:
         for word in words:
             text.append((" " if word.space else "") + word.text, style=_style(word))
