@@ -304,6 +304,12 @@ def test_a_logarithmic_axis_within_a_decade_has_ticks(low: float, high: float) -
     assert all(low <= value <= high for value in found)
 
 
+def test_numbers_of_steps_are_written_out() -> None:
+    chart = Chart("a", "a", "step", "", [Series("all", [0, 2000], [1.0, 2.0])])
+    assert ">2,000<" in svg(chart)
+    assert "e+03" not in svg(chart)
+
+
 def test_shares_end_at_one() -> None:
     chart = Chart("a", "a", "step", "", [Series("all", [1, 2, 3], [1.0, 1.0, 1.0])], unit="%")
     assert ">100 %<" in svg(chart)

@@ -307,7 +307,7 @@ def test_command_reads_windows_files(tmp_path: Path) -> None:
         (b"", "found an empty file"),
         (b"\n  \n\t\r\n", "found only blank lines"),
         (b"one\ntw\x00o\n", "found a binary file (a zero byte at offset 6)"),
-        ("one\ntwö\n".encode("utf-16"), "found a binary file"),
+        ("one\ntwö\n".encode("utf-16"), "expected UTF-8, found UTF-16; save it as UTF-8"),
         (b"one\ntwo\nthr\xe9e\n", "expected UTF-8, found byte 0xe9 in line 3"),
         (b"\xff\xd8\xff\xe1 jpg", "expected UTF-8, found byte 0xff in line 1"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import os
@@ -50,6 +51,8 @@ def _all_lines(path: Path) -> list[str]:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: expected a text file, one sentence a line, found: {error.strerror}") from None
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{path}: expected UTF-8, found UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8 does that)")
     if b"\0" in raw:
         raise UserError(f"{path}: expected text, found a binary file (a zero byte at offset {raw.index(0)})")
     end = "\n" if b"\n" in raw else "\r"

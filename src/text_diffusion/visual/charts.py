@@ -155,6 +155,8 @@ def shown(value: float, unit: str = "") -> str:
         return f"{100 * value:.4g} %"
     if abs(value) >= 10_000:
         return f"{value / 1000:,.5g}k"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) >= 1e-3 or not value else f"{value:.0e}".replace("e-0", "e-")
 
 
