@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from micro import D, L, Micro
+from micro import D, L, Micro, train_micro
 from torch import Tensor
 
-from text_diffusion.bound import log_decoder
+from text_diffusion.bound import handover_for, log_decoder
 from text_diffusion.flow import (
     Predict,
     Trace,
@@ -134,14 +134,17 @@ def detached(micro: Micro) -> Predict:
     return predict
 
 
-def log_weights(micro: Micro, predict: Predict, draws: int, steps: int = 8) -> Tensor:
+def log_weights(micro: Micro, predict: Predict, draws: int, steps: int = 8, handover: int = 60) -> Tensor:
     """log p(w | x_0) p_ODE / q of every sentence, (draws, 1296), the same draws for every `predict`."""
     decoder = partial(log_decoder, micro.model, micro.sentences)
     posterior, E = micro.posterior(micro.diffusion), micro.x_start_mean
     generator = torch.Generator().manual_seed(0)
     noises = [torch.randn(E.shape, generator=generator) for _ in range(draws)]
     return torch.stack(
-        [ode_log_weight(predict, decoder, micro.diffusion, posterior, E, z, steps, exact_trace, 60) for z in noises]
+        [
+            ode_log_weight(predict, decoder, micro.diffusion, posterior, E, z, steps, exact_trace, handover)
+            for z in noises
+        ]
     )
 
 
@@ -170,6 +173,17 @@ def test_micro_language_sums_to_one_closely(micro: Micro) -> None:
     assert error < 0.01
     assert found == pytest.approx(1.0, abs=0.02)
     assert abs(wrong - 1) > 0.05
+
+
+@pytest.mark.slow
+def test_micro_language_sums_to_one_by_cross_entropy_too() -> None:
+    """Words are decided within a short part of the way there, which takes more steps."""
+    micro = train_micro(words=True)
+    handover = handover_for(micro.posterior(micro.diffusion), micro.model.embeddings, micro.sentences)
+    found, error = total(log_weights(micro, predict_twice(micro.model, micro.diffusion), 4, 32, handover))
+    print(f"whole trace {found:.4f} ± {error:.4f}")
+    assert error < 0.01
+    assert found == pytest.approx(1.0, abs=0.02)
 
 
 def test_self_conditioning_belongs_to_the_trace(micro: Micro) -> None:
