@@ -161,8 +161,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--calls", type=int, default=32)
     args = parser.parse_args(argv)
     keep_freed_memory()
-    grammar = Grammar.load(ROOT / "data/animals/grammar.json")
-    posterior = Posterior(grammar, load_diffusion(str(args.weights), device="cpu").tokenizer)
+    model = load_diffusion(str(args.weights), device="cpu")
+    if not isinstance(model.model, WordDenoiser):
+        parser.error(f"expected weights of --objective cross_entropy, found others in {args.weights}")
+    posterior = Posterior(Grammar.load(ROOT / "data/animals/grammar.json"), model.tokenizer)
     about = {"lines": args.lines, "samples": args.samples, "calls": args.calls, "machine": machine()}
     rows = gaps(args.weights, posterior, ROOT / "data/animals-test.txt", args.lines)
     far = 99.0  # beyond all levels
