@@ -99,7 +99,7 @@ def test_svg_puts_points_where_they_belong() -> None:
 
 
 def test_numbers_are_short() -> None:
-    assert [shown(value) for value in (0, 0.25, 1234.5, 25_000, 2e-7)] == ["0", "0.25", "1.23e+03", "25k", "2e-7"]
+    assert [shown(value) for value in (0, 0.25, 1234.5, 25_000, 2e-7)] == ["0", "0.25", "1,234", "25k", "2e-7"]
     assert shown(0.975, "%") == "97.5 %"
 
 
