@@ -3,7 +3,7 @@
 python benchmarks/distillation.py                                   `simple` and `animals`, each from the start
 python benchmarks/distillation.py --corpora animals --steps 10000 --student_steps 3000 --runs FOLDER
 
-Times are the processor's, of the training commands, on one thread; that of a student includes what its teacher wrote.
+Times are the processor's, of the training commands, on one thread; that of a student includes what its teacher computed.
 What was trained in FOLDER is not trained again. The table goes to docs/recipe.md.
 """
 
@@ -30,6 +30,9 @@ from recipe import OURS, WAYS, ideal, judged, pace
 from text_diffusion.generation import load
 from text_diffusion.memory import keep_freed_memory
 
+WRITERS = ("teacher", "student", "masked")
+KEY = ("dataset", "writer", "seed")
+
 
 def trained(folder: Path, text: Path, steps: int, flags: Sequence[str]) -> dict[str, Any]:
     """Weights, steps and time of a run in a folder, which is trained unless it is there."""
@@ -41,29 +44,41 @@ def trained(folder: Path, text: Path, steps: int, flags: Sequence[str]) -> dict[
     return found | {"weights": folder / found["weights"]}
 
 
-def measure(task: Task, args: argparse.Namespace, runs: Path) -> list[dict[str, Any]]:
-    """A row for the teacher, the student, and the masked model."""
+def measure(task: Task, seed: int, args: argparse.Namespace, runs: Path) -> None:
+    """Record a row for the teacher, the student, and the masked model, as far as they are asked for."""
     write_split(task, runs)
     text, held_out = (runs / f"{task.name}-{part}.txt" for part in ("train", "test"))
-    common = ["--val_txt_path", str(held_out), "--seed", str(args.seed), "--eval_interval", "0"]
-    found: dict[str, dict[str, Any]] = {}
+    common = ["--val_txt_path", str(held_out), "--seed", str(seed), "--eval_interval", "0"]
 
-    def add(writer: str, steps: int, flags: Sequence[str]) -> dict[str, Any]:
-        run = trained(runs / f"{task.name}-{writer}-{args.seed}", text, steps, [*common, *flags])
+    def run_of(writer: str, steps: int, flags: Sequence[str]) -> dict[str, Any]:
+        return trained(runs / f"{task.name}-{writer}-{seed}", text, steps, [*common, *flags])
+
+    def add(writer: str, run: dict[str, Any]) -> None:
+        if writer not in args.writers.split(","):
+            return
         model = load(str(run["weights"]), device="cpu")
-        row = {"writer": writer, "dataset": task.name, "seed": args.seed, **run, "machine": machine()}
-        found[writer] = row | {"samplings": judged(model, task, args.samples, CALLS), "samples": args.samples}
-        del found[writer]["weights"]
-        print(json.dumps(found[writer]), flush=True)
-        return run
+        row = {"writer": writer, "dataset": task.name, "seed": seed, "steps": run["steps"], "samples": args.samples}
+        row |= {"cpu_seconds": run["cpu_seconds"], "machine": machine()}
+        keep(row | {"samplings": judged(model, task, args.samples, CALLS)}, ideal(task, args.samples))
 
-    teacher = add("teacher", args.steps, OURS.split())
-    student = add("student", args.student_steps, ["--teacher", str(teacher["weights"])])
-    as_long = (teacher["cpu_seconds"] + student["cpu_seconds"]) / teacher["cpu_seconds"]
-    with tempfile.TemporaryDirectory() as scratch:
-        steps = round(args.steps * as_long / pace(text, "masked", Path(scratch)))
-    add("masked", steps, WAYS["masked"].split())
-    return list(found.values())
+    teacher = run_of("teacher", args.steps, OURS.split())
+    add("teacher", teacher)
+    student = run_of("student", args.student_steps, ["--teacher", str(teacher["weights"])])
+    add("student", student)
+    if "masked" in args.writers.split(","):
+        as_long = (teacher["cpu_seconds"] + student["cpu_seconds"]) / teacher["cpu_seconds"]
+        with tempfile.TemporaryDirectory() as scratch:
+            steps = round(args.steps * as_long / pace(text, "masked", Path(scratch)))
+        add("masked", run_of("masked", steps, WAYS["masked"].split()))
+
+
+def keep(row: dict[str, Any], best: dict[str, float]) -> None:
+    """Record a row instead of the one that was there."""
+    print(json.dumps(row), flush=True)
+    part = results().get("distillation", {"rows": [], "ideal": {}})
+    rows = [old for old in part["rows"] if any(old[name] != row[name] for name in KEY)]
+    rows = sorted([*rows, row], key=lambda row: (row["dataset"], WRITERS.index(row["writer"]), row["seed"]))
+    record("distillation", {"rows": rows, "ideal": part["ideal"] | {row["dataset"]: best}})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -73,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=4000, help="of the teacher")
     parser.add_argument("--student_steps", type=int, default=2000)
     parser.add_argument("--samples", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=102)
+    parser.add_argument("--seeds", default="102,103,104")
+    parser.add_argument("--writers", default=",".join(WRITERS), help="whose samples to judge, separated by commas")
     parser.add_argument("--runs", type=Path, help="a folder to keep the trained models in")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -82,14 +98,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.runs:
         args.runs.mkdir(parents=True, exist_ok=True)
     for task in map(exact, args.corpora.split(",")):
-        with tempfile.TemporaryDirectory() as scratch:
-            rows = measure(task, args, args.runs or Path(scratch))
-        part = results().get("distillation", {"rows": [], "ideal": {}})
-        others = [row for row in part["rows"] if row["dataset"] != task.name]
-        record(
-            "distillation",
-            {"rows": [*others, *rows], "ideal": part["ideal"] | {task.name: ideal(task, args.samples)}},
-        )
+        for seed in map(int, args.seeds.split(",")):
+            with tempfile.TemporaryDirectory() as scratch:
+                measure(task, seed, args, args.runs or Path(scratch))
     table.write()
 
 

@@ -77,7 +77,7 @@ def sampled(rows: Sequence[dict[str, Any]], calls: int, name: str, factor: float
     """A figure of samples at a number of calls; a way that has one number only stands in one of the columns."""
     values = [one[name] for row in rows for one in row["samplings"] if one["calls"] == calls and name in one]
     note = ""
-    for only in (row["samplings"][0] for row in rows if row["way"] == "autoregressive"):
+    for only in (row["samplings"][0] for row in rows if row.get("way") == "autoregressive"):
         above = min((shown for shown in CALLS if shown >= only["calls"]), default=CALLS[-1])
         if calls == {"valid": above, "js_3": CALLS[-1], "mauve": CALLS[-1]}.get(name, calls if calls >= ELSE_AT else 0):
             values.append(only[name])

@@ -140,6 +140,18 @@ def test_batch_does_not_depend_on_history(n: int, batch_size: int) -> None:
         assert torch.equal(numbered(n, batch_size).batch(step), expected[step])
 
 
+def test_first_sentences_of_the_stream() -> None:
+    """What the first batches hold, also past the end of the text; with what they are given."""
+    plain = numbered(10, 4, 7)
+    expected = torch.cat([plain.batch(step) for step in range(7)])
+    batches = Batches(plain.ids, 4, 7, plain.ids[:, 0] + 100)
+    ids, given = batches.first(25)
+    assert torch.equal(ids, expected[:25])
+    assert given is not None
+    assert torch.equal(given, ids[:, 0] + 100)
+    assert plain.first(3)[1] is None
+
+
 def test_past_epochs_are_forgotten() -> None:
     """Their orders would fill the memory of a long run on a small text."""
     batches = numbered(5, 3)

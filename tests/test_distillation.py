@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from toy import LINES, SIZES, Trained, everything, flags, one_sentence, same, stop_at, write_text
 
 from text_diffusion import likelihood, train
-from text_diffusion.condition import Given
-from text_diffusion.config import TrainConfig
-from text_diffusion.control.controls import Plan
 from text_diffusion.cross_entropy import evidence
-from text_diffusion.distillation import LEAST_EVIDENCE, Pairs, Teacher, find
-from text_diffusion.distributed import ALONE
+from text_diffusion.data import fit
+from text_diffusion.distillation import LEAST_EVIDENCE, Teacher, find
 from text_diffusion.generation import load_diffusion
 from text_diffusion.loss_by_timestep import loss_curve
-from text_diffusion.randomness import Stream, draw, mix, normal
+from text_diffusion.randomness import Stream
 from text_diffusion.run import prepare
+from text_diffusion.samplers import dpm_solver
 from text_diffusion.sampling import Sampling
 from text_diffusion.schedules import log_snr_at
 from text_diffusion.step import noise_of
@@ -31,6 +30,7 @@ from text_diffusion.validation import validate
 SHIPPED = Path(__file__).resolve().parents[1] / "ckpts/simple-cross-entropy/ema_0.9999_010000.pt"
 OF_WORDS: dict[str, Any] = {"objective": "cross_entropy", "diffusion_steps": None}
 FEW: dict[str, Any] = {"pairs": 70, "teacher_steps": 3, "batch_size": 16}
+CPU = torch.device("cpu")
 NOT_GIVEN = dict.fromkeys(("hidden_size", "num_layers", "num_heads", "in_channel", "num_channels"))
 
 
@@ -43,6 +43,12 @@ def teach(text: Path, folder: Path, **options: Any) -> Path:
     """A trained teacher's weights."""
     assert train.main(toy_flags(text, folder, **OF_WORDS | {"warmup_steps": 0} | options)) == 0
     return next(folder.glob("ema_0.9_*.pt"))
+
+
+def found(weights: Path) -> Teacher:
+    teacher = find({"teacher": str(weights)}, {})
+    assert teacher is not None
+    return teacher
 
 
 def toy_flags(text: Path, folder: Path, **options: Any) -> list[str]:
@@ -58,62 +64,84 @@ def student_flags(text: Path, folder: Path, teacher: Path, **options: Any) -> li
 # What it learns from
 
 
-def test_pairs_are_what_the_teacher_makes_of_the_noise(teacher_run: Path) -> None:
-    teacher = find({"teacher": str(teacher_run)}, {})
-    assert teacher is not None
-    config = TrainConfig(pairs=70, teacher_steps=4, seed=5)
-    pairs = teacher.pairs(config, None, torch.device("cpu"), ALONE)
-    seed = mix(5, Stream.PAIRS) % 2**32
+def test_noise_is_what_the_flow_makes_the_sentence_of(teacher_run: Path) -> None:
+    """Followed back and down again, by other steps, nearly all sentences return; what is left of chance is normal."""
+    teacher = found(teacher_run)
     writer = load_diffusion(teacher_run, device="cpu")
-    sentences = writer.sample(70, steps=4, seed=seed, sampler="dpm-solver++")
-    assert [writer.tokenizer.decode(row) for row in pairs.ids.tolist()] == sentences
-    assert len(set(sentences)) > 10
-    L, D = writer.sequence_len, writer.model.config.in_channel
-    T = writer.denoising(0, 1, steps=4, seed=seed, sampler="dpm-solver++")
-    expected = draw(normal, (seed, Stream.SAMPLE, 4), 0, 70, (L, D), torch.device("cpu"))
-    assert torch.equal(pairs.noise, expected)
-    assert torch.equal(next(T).x_t, expected[:1])
-    mine, held_out = pairs.split()
-    assert (len(mine.ids), len(held_out.ids)) == (67, 3)
-    assert torch.equal(torch.cat([mine.noise, held_out.noise]), pairs.noise)
+    lines = [LINES[i % len(LINES)] for i in range(160)]
+    ids = fit(writer.tokenizer.encode(lines), writer.sequence_len, writer.tokenizer, "error", "lines")
+    noise = teacher.noise_of(ids, None, (5, Stream.PAIRS), 30, CPU)
+    model, process = writer.model, writer.diffusion.respace(spaced_timesteps(writer.diffusion.alphas_cumprod, 200))
+
+    def denoise(x_t: Tensor, t: Tensor, _: Tensor | None) -> Tensor:
+        at = process.network_time(t)
+        x_0: Tensor = model(x_t, at, model(x_t, at))
+        return x_0
+
+    def written(noise: Tensor) -> Tensor:
+        with torch.no_grad():
+            last = [*dpm_solver(denoise, process, lambda s: noise)][-1].pred_xstart
+        return model.get_logits(last).argmax(dim=-1)
+
+    assert (written(noise) == ids).all(dim=1).float().mean() > 0.9
+    assert (written(noise.roll(1, 0)) == ids).all(dim=1).float().mean() < 0.2
+    n = noise.numel()
+    assert float(noise.mean()) == pytest.approx(0, abs=4 / math.sqrt(n))
+    assert float(noise.var()) == pytest.approx(1, abs=0.1)
+    again = teacher.noise_of(ids, None, (5, Stream.PAIRS), 30, CPU)
+    other = teacher.noise_of(ids, None, (6, Stream.PAIRS), 30, CPU)
+    assert torch.equal(again, noise)
+    assert float((other - noise).abs().mean()) > 0.5
 
 
 def test_training_meets_the_noise_of_its_sentences(corpus: Path, tmp_path: Path, teacher_run: Path) -> None:
-    run, _ = prepare(train.parse(student_flags(corpus, tmp_path / "run", teacher_run, steps=3)))
+    """That of the text's sentences in turn and round again, and of the held-out ones."""
+    options = {"steps": 3, "pairs": 100, "val_txt_path": write_text(tmp_path / "held-out.txt", LINES[:5])}
+    run, _ = prepare(train.parse(student_flags(corpus, tmp_path / "run", teacher_run, **options)))
     assert run.lock is not None
     run.lock.release()
-    noises = run.batches.noises
+    lines = corpus.read_text(encoding="utf-8").splitlines()
+    taught = [run.tokenizer.decode(ids) for ids in run.batches.ids.tolist()]
+    assert len(taught) == 100 > len(lines) == 80
+    assert sorted(taught[:80]) == sorted(lines)
+    assert set(taught[80:]) <= set(lines)
+    assert taught[80:] != taught[:20]
+    teacher, noises = found(teacher_run), run.batches.noises
     assert noises is not None
+    assert torch.equal(noises, teacher.noise_of(run.batches.ids, None, (run.config.seed, Stream.PAIRS, 1), 3, CPU))
     rows = {tuple(noise.flatten().tolist()): ids for noise, ids in zip(noises, run.batches.ids, strict=True)}
+    assert len(rows) == 100
     met = run.batches.batch(2), noise_of(run, 2, slice(0, 16)).t
     for ids, noise in zip(*met, strict=True):
         assert torch.equal(ids, rows[tuple(noise.flatten().tolist())])
     assert torch.equal(noise_of(run, 2, slice(4, 7)).t, met[1][4:7])
+    assert run.held_out is not None
+    assert run.held_out_noise is not None
+    assert len(run.held_out) == 5
+    expected = teacher.noise_of(run.held_out, None, (run.config.seed, Stream.PAIRS, 2), 3, CPU)
+    assert torch.equal(run.held_out_noise, expected)
     config = run.model_config
     assert (config.objective, config.known_words, config.least_evidence) == ("cross_entropy", False, LEAST_EVIDENCE)
     assert (run.config.lr, config.hidden_size) == (2e-3, 32)
-    assert run.held_out is not None
-    assert run.held_out_noise is not None
-    assert len(run.held_out) == len(run.held_out_noise) == 3
 
 
 @pytest.mark.parametrize("wanted", [False, True])
 def test_deterministic_pairs(
     wanted: bool, corpus: Path, tmp_path: Path, teacher_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With --deterministic True the teacher writes by deterministic kernels too."""
-    found = []
-    original = Teacher.pairs
+    """With --deterministic True the teacher computes by deterministic kernels too."""
+    seen = []
+    original = Teacher.noise_of
 
-    def pairs(*given: Any) -> Pairs:
-        found.append(torch.are_deterministic_algorithms_enabled())
+    def noise_of(*given: Any) -> Tensor:
+        seen.append(torch.are_deterministic_algorithms_enabled())
         return original(*given)
 
-    monkeypatch.setattr(Teacher, "pairs", pairs)
+    monkeypatch.setattr(Teacher, "noise_of", noise_of)
     run, _ = prepare(train.parse(student_flags(corpus, tmp_path / "student", teacher_run, deterministic=wanted)))
     assert run.lock
     run.lock.release()
-    assert found == [wanted]
+    assert set(seen) == {wanted}
     assert not torch.are_deterministic_algorithms_enabled()
 
 
@@ -128,21 +156,24 @@ def test_least_evidence() -> None:
 
 
 def test_what_is_given_goes_with_the_pairs(corpus: Path, tmp_path: Path) -> None:
-    """Each condition of the training text in turn; the teacher's sentence is one for it."""
+    """Each sentence keeps its label, and the teacher is told it."""
     text = write_text(tmp_path / "toy.tsv", [f"{line}\t{line.split()[1]}" for line in LINES])
-    weights = teach(text, tmp_path / "teacher", condition="labels", steps=3)
-    assert train.main(student_flags(text, tmp_path / "run", weights, steps=2, condition="labels", pairs=100)) == 0
-    writer = load_diffusion(weights, device="cpu")
-    teacher = find({"teacher": str(weights)}, {})
-    assert teacher is not None
-    labels = torch.tensor([3, 1, 4])
-    config = TrainConfig(pairs=5, teacher_steps=2)
-    pairs = teacher.pairs(config, labels, torch.device("cpu"), ALONE)
-    assert pairs.conditions is not None
-    assert pairs.conditions.tolist() == [3, 1, 4, 3, 1]
-    how = {"steps": 2, "seed": mix(config.seed, Stream.PAIRS) % 2**32, "sampler": "dpm-solver++"}
-    expected = [*writer.denoising(0, 5, Plan(given=Given(labels)), **how)][-1].pred_xstart
-    assert torch.equal(pairs.ids, writer.model.get_logits(expected).argmax(dim=-1))
+    weights = teach(text, tmp_path / "teacher", condition="labels", steps=30)
+    options = {"condition": "labels", "pairs": 100, "val_txt_path": text, "steps": 2}
+    given = train.parse(student_flags(text, tmp_path / "run", weights, **options))
+    run, _ = prepare(given)
+    assert run.lock
+    run.lock.release()
+    assert train.main(student_flags(text, tmp_path / "run", weights, **options)) == 0
+    labels, ids, noises = run.batches.conditions, run.batches.ids, run.batches.noises
+    assert labels is not None
+    assert noises is not None
+    for row, label in zip(ids.tolist(), labels.tolist(), strict=True):
+        assert run.tokenizer.decode(row).split()[1] == run.labels[label]
+    teacher = found(weights)
+    for told, same_noise in ((labels, True), (labels.roll(1), False), (None, False)):
+        noise = teacher.noise_of(ids, told, (run.config.seed, Stream.PAIRS, 1), 3, CPU)
+        assert torch.equal(noise, noises) == same_noise
 
 
 # What it can do
@@ -162,16 +193,16 @@ def test_one_call_is_enough(tmp_path: Path) -> None:
     words = {word for line in known for word in line.split()}
     right = [line for line in after if len(line.split()) == 5 and set(line.split()) <= words]
     assert len(right) > 170
-    found = find({"teacher": str(SHIPPED)}, {})
-    assert found is not None
-    fresh = found.pairs(TrainConfig(pairs=200, teacher_steps=6, seed=1), None, torch.device("cpu"), ALONE)
+    lines = (SHIPPED.parents[2] / "data/simple-test.txt").read_text(encoding="utf-8").splitlines()[:200]
+    ids = fit(student.tokenizer.encode(lines), student.sequence_len, student.tokenizer, "error", "lines")
+    noise = found(SHIPPED).noise_of(ids, None, (1, Stream.PAIRS), 6, CPU)
     time = student.diffusion.network_time(torch.full((200,), student.diffusion.num_timesteps - 1))
-    said = student.model.get_logits(student.model(fresh.noise, time)).argmax(dim=-1)
-    slots = fresh.ids[:, [2, 3, 5]], said[:, [2, 3, 5]]  # colour, food, state
+    said = student.model.get_logits(student.model(noise, time)).argmax(dim=-1)
+    slots = ids[:, [2, 3, 5]], said[:, [2, 3, 5]]  # colour, food, state
     right_words, by_chance = ((slots[0] == words).float().mean() for words in (slots[1], slots[1].roll(1, 0)))
     assert by_chance < 0.1
     assert right_words > 0.25
-    own, other = (validate(student.model, student.diffusion, fresh.ids, noises=n) for n in (fresh.noise, None))
+    own, other = (validate(student.model, student.diffusion, ids, noises=n) for n in (noise, None))
     assert own["val_loss"] < other["val_loss"]
 
 
@@ -278,16 +309,6 @@ def test_teachers_of_other_objectives(
 
 def test_pairs_expect_a_teacher(go: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     go(status=1, steps=2, pairs=10)
-    assert "--pairs is about what a teacher writes, so it expects --teacher WEIGHTS" in one_sentence(
+    assert "--pairs is about what a student learns, so it expects --teacher WEIGHTS" in one_sentence(
         capsys.readouterr().err
     )
-
-
-def test_split_keeps_one_at_least() -> None:
-    pairs = Pairs(torch.zeros(2, 3), torch.zeros(2, 3, 1), torch.arange(2))
-    mine, held_out = pairs.split()
-    assert (len(mine.ids), len(held_out.ids)) == (1, 1)
-    assert held_out.conditions is not None
-    assert held_out.conditions.tolist() == [1]
-    many = replace(pairs, ids=torch.zeros(20_000, 1), noise=torch.zeros(20_000, 1, 1), conditions=None)
-    assert len(many.split()[1].ids) == 512

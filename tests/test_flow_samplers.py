@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +15,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteSc
 from torch import Tensor
 
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
-from text_diffusion.samplers import Step, ancestral, ddim, dpm_solver, heun
+from text_diffusion.samplers import Denoise, Step, ancestral, ddim, dpm_solver, heun, invert
 from text_diffusion.schedules import named_betas
 from text_diffusion.timesteps import churned, spaced_timesteps
 
@@ -65,10 +66,13 @@ def test_ddim_with_eta_1_is_ancestral() -> None:
 # The flow
 
 
-def flow_error(sampler: Callable[..., Iterator[Step]], levels: int, **options: Any) -> float:
-    """How far a deterministic sampler ends from where the flow of N(MU, STD^2) data goes, from x_T = z to MU + STD z.
+Z = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(1, 3, 3)
 
-    In units of the std of the marginal; at the level of t = 0, before the last prediction.
+
+def gaussian_flow(levels: int) -> tuple[GaussianDiffusion, Denoise, Tensor, Tensor]:
+    """A process, the denoiser of N(MU, STD^2) data, and where the flow goes through at both ends.
+
+    The flow keeps z in x_t = mean + std z: Z here, as (the least noise, the most).
     """
     full = GaussianDiffusion(named_betas("cosine", 2000))
     diffusion = full.respace(spaced_timesteps(full.alphas_cumprod, levels, "log-snr"))
@@ -78,22 +82,52 @@ def flow_error(sampler: Callable[..., Iterator[Step]], levels: int, **options: A
         a, b = optimal[int(t[0])]
         return a + b * x_t
 
-    def spread(abar: float) -> tuple[float, float]:
-        return math.sqrt(abar) * MU, math.sqrt(abar * STD**2 + 1 - abar)
-
-    (first, start), (last, end) = spread(diffusion.alphas_cumprod[-1]), spread(diffusion.alphas_cumprod[0])
-    z = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(1, 3, 3)
-    steps = list(sampler(denoise, diffusion, lambda _: first + start * z, **options))
-    return float(((steps[-1].x_t - last) / end - z).abs().max())
+    low, high = (
+        math.sqrt(abar) * MU + math.sqrt(abar * STD**2 + 1 - abar) * Z
+        for abar in (diffusion.alphas_cumprod[0], diffusion.alphas_cumprod[-1])
+    )
+    return diffusion, denoise, low, high
 
 
-@pytest.mark.parametrize(("sampler", "order", "bound"), [(ddim, 1, 0.05), (dpm_solver, 2, 2e-3), (heun, 2, 2e-3)])
-def test_order_of_convergence(sampler: Callable[..., Iterator[Step]], order: int, bound: float) -> None:
+def error_of(found: Tensor, expected: Tensor) -> float:
+    """The largest distance in units of the std of the marginal."""
+    return float((found - expected).abs().max() * (Z[0, -1, -1] - Z[0, 0, 0]) / (expected.max() - expected.min()))
+
+
+def flow_error(sampler: Callable[..., Iterator[Step]], levels: int, **options: Any) -> float:
+    """How far a deterministic sampler ends from where the flow goes: at t = 0, before the last prediction."""
+    diffusion, denoise, low, high = gaussian_flow(levels)
+    return error_of(list(sampler(denoise, diffusion, lambda _: high, **options))[-1].x_t, low)
+
+
+def inversion_error(levels: int) -> float:
+    """The same upwards."""
+    diffusion, denoise, low, high = gaussian_flow(levels)
+    return error_of(invert(denoise, diffusion, low), high)
+
+
+@pytest.mark.parametrize(
+    ("error", "order", "bound"),
+    [
+        (partial(flow_error, ddim), 1, 0.05),
+        (partial(flow_error, dpm_solver), 2, 2e-3),
+        (partial(flow_error, heun), 2, 2e-3),
+        (inversion_error, 2, 2e-3),
+    ],
+)
+def test_order_of_convergence(error: Callable[[int], float], order: int, bound: float) -> None:
     """Twice the steps: half the error to first order, a quarter to second."""
-    errors = [flow_error(sampler, levels) for levels in (51, 101, 201)]
+    errors = [error(levels) for levels in (51, 101, 201)]
     rates = [math.log2(before / after) for before, after in pairwise(errors)]
     assert errors[-1] < bound
     assert rates == pytest.approx([order] * 2, abs=0.25)
+
+
+def test_inversion_asks_from_the_least_noise_up() -> None:
+    """At each level but the last, without a previous prediction: a flow has none."""
+    recorder = Recorder()
+    invert(recorder.denoise, process(10, 4), torch.zeros(3, 2, 1))
+    assert [(t, previous) for _, t, previous in recorder.calls] == [([s] * 3, None) for s in range(3)]
 
 
 def test_heun_without_its_last_correction() -> None:

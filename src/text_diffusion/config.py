@@ -150,8 +150,10 @@ class TrainConfig(Options):
         "",
         "weights of a cross_entropy model, whose student this run is: it needs a call, or a few (`distillation`)",
     )
-    pairs: int = option(20_000, "sentences that a teacher writes for its student to learn from", low=2)
-    teacher_steps: int = option(20, "network calls that a teacher takes for each of them", low=1)
+    pairs: int = option(40_000, "sentences of the text, in turn and round again, whose noise a student learns", low=2)
+    teacher_steps: int = option(
+        10, "steps of two network calls, by which a teacher follows each back to its noise", low=1
+    )
     log_interval: int = option(50, "steps between rows of metrics.jsonl", low=1)
     eval_interval: int = option(500, "steps between validations, each with a few samples; 0: never", low=0)
     save_interval: int = option(1000, "steps between checkpoints", low=1)

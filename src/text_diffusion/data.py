@@ -103,8 +103,15 @@ class Batches:
         """The noise that the sentences of `batch` were made of."""
         return None if self.noises is None else self.noises[self._rows(step, part)]
 
+    def first(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """The first n sentences of the stream, (n, L), and what they are given."""
+        rows = self._at(np.arange(n))
+        return self.ids[rows], None if self.conditions is None else self.conditions[rows]
+
     def _rows(self, step: int, part: slice) -> Tensor:
-        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[part]
+        return self._at(np.arange(step * self.batch_size, (step + 1) * self.batch_size)[part])
+
+    def _at(self, positions: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
         epochs, places = np.divmod(positions, len(self.ids))
         rows = np.concatenate([self._order(int(e))[places[epochs == e]] for e in np.unique(epochs)])
         numbers = torch.from_numpy(rows)

@@ -1,6 +1,6 @@
-"""A student, which learns where the flow of a teacher takes each noise, and needs one call for it, or a few.
+"""A student, which learns which noise a teacher's flow makes each sentence of, and needs one call for it, or a few.
 
-    w = the sentence that the teacher makes of the noise eps, no other noise being drawn                            (1)
+    eps = what the teacher's flow would make the sentence w of, no other noise being drawn                          (1)
     x_t = alpha_t E(w) + sigma_t eps                                                                                (2)
     loss = -log p(w | x_t)                                                                                          (3)
 
@@ -8,6 +8,9 @@ In ordinary training eps says nothing of w: of x_T a network can only tell how f
 again and again on the way. Here eps decides w, and the whole sentence can be told from it at once. This is the reflow
 of rectified flow (Liu et al. 2022, arXiv 2209.03003, section 2.2) with probabilities of words in the place of squares;
 network, loss, time and samplers are those of `cross_entropy`, and the student begins with the teacher's weights.
+
+The sentences are those of the text, followed back to their noise (as Kim et al. 2025, arXiv 2510.25229, do with
+pictures), and not such as the teacher makes of noise: of those some are wrong, and a student learns that as well.
 
 What decides is eps as it is where the teacher begins to choose words, at alpha_t / sigma_t^2 = 0.2 or so (lambda near
 -3): at x_T, lambda = -12, that factor is 0.0025, and of a network that sees what x_t says of words (eq. 7 of
@@ -19,7 +22,6 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,50 +30,25 @@ import torch
 from torch import Tensor
 
 from text_diffusion import checkpoint, pretrained
-from text_diffusion.condition import Given
 from text_diffusion.config import TrainConfig
-from text_diffusion.control.controls import Plan
 from text_diffusion.corpus import Corpus
 from text_diffusion.cross_entropy import WordDenoiser
-from text_diffusion.distributed import Ranks
+from text_diffusion.distributed import ALONE, Ranks
 from text_diffusion.errors import UserError
 from text_diffusion.flags import build
 from text_diffusion.generation import TextDiffusion, writer_of
 from text_diffusion.memory import in_batches
 from text_diffusion.objectives import Network
-from text_diffusion.randomness import Stream, mix
+from text_diffusion.randomness import draw, normal
 from text_diffusion.remote import local
+from text_diffusion.samplers import invert
+from text_diffusion.sampling import Sampling
 from text_diffusion.tracking import clock
 
 LEAST_EVIDENCE = 0.25
 LR = 2e-3  # unless another is given: the student has less to learn than the teacher had
 ADJUSTABLE = ("lr", "dropout", "least_evidence")  # what follows from the teacher unless said otherwise
-HELD_OUT, MOST_HELD_OUT = 0.05, 512  # of the pairs, for validation
 SAY_EVERY = 10.0  # seconds
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Sentences and the noise that each was made of.
-
-    Args:
-        ids: w, (N, L) int64.
-        noise: eps, (N, L, D).
-        conditions: what each was given, (N,) or (N, S), if anything.
-    """
-
-    ids: Tensor
-    noise: Tensor
-    conditions: Tensor | None = None
-
-    def split(self) -> tuple[Pairs, Pairs]:
-        """Those to learn from, and those held out, which are the last."""
-        n = len(self.ids) - min(MOST_HELD_OUT, max(1, int(HELD_OUT * len(self.ids))))
-        parts = [(slice(None, n)), slice(n, None)]
-        mine, held_out = (
-            Pairs(self.ids[p], self.noise[p], None if self.conditions is None else self.conditions[p]) for p in parts
-        )
-        return mine, held_out
 
 
 @dataclass(frozen=True)
@@ -114,42 +91,54 @@ class Teacher:
         """Replace a fresh network's weights by the teacher's."""
         model.load_state_dict(self.writer.model.state_dict())
 
-    def pairs(self, config: TrainConfig, conditions: Tensor | None, device: torch.device, ranks: Ranks) -> Pairs:
-        """eq. (1), `config.pairs` times; each rank makes its share.
+    def noise_of(
+        self,
+        ids: Tensor,
+        conditions: Tensor | None,
+        key: tuple[int, ...],
+        steps: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+    ) -> Tensor:
+        """eq. (1) of sentences w (N, L), eps (N, L, D); each rank follows its share of them back.
 
         Args:
-            config: of the student.
-            conditions: what sentences of the training text are given, (M, ...), if anything: each in turn.
+            ids: w.
+            conditions: what each is given, (N, ...), if anything.
+            key: of the noise that is left at x_0, in which many eps lead to one sentence.
+            steps: of the flow.
             device: where to.
             ranks: who shares the work.
         """
         writer = writer_of(checkpoint.load_weights(local(self.path), device))
         assert isinstance(writer, TextDiffusion), "it was one when it was found"
-        given = None if conditions is None else Given(conditions.to(device))
-        plan, size, n = Plan(given=given), writer.choose_batch_size(config.pairs), config.pairs
+        model, n, size = writer.model, len(ids), writer.choose_batch_size(len(ids))
+        process, _ = writer.sampler_of(Sampling(steps, sampler="dpm-solver++"), writer.diffusion.num_timesteps)
         batches = -(-n // size)
         first, stop = (min(size * (batches * rank // ranks.size), n) for rank in (ranks.rank, ranks.rank + 1))
-        how = {"steps": config.teacher_steps, "seed": mix(config.seed, Stream.PAIRS) % 2**32, "sampler": "dpm-solver++"}
-        print(
-            f"{self.path} writes {n:,} sentences in {config.teacher_steps} calls each, to learn from", file=sys.stderr
-        )
         started = said = time.monotonic()
 
-        def write(start: int, end: int) -> list[tuple[Tensor, Tensor]]:
+        @torch.no_grad()
+        def follow(start: int, end: int) -> list[Tensor]:
             nonlocal said
             if (now := time.monotonic()) - said > SAY_EVERY:
                 said, done = now, (start - first) / (stop - first)
-                print(f"{done:.0%} written, {clock((now - started) * (1 / done - 1))} left", file=sys.stderr)
-            walk = writer.denoising(start, end, plan, **how)
-            noisiest = next(walk)
-            last = deque([noisiest], maxlen=1)
-            last.extend(walk)
-            ids = writer.model.get_logits(last[0].pred_xstart).argmax(dim=-1)
-            return list(zip(ids.cpu(), noisiest.x_t.cpu(), strict=True))
+                print(f"{done:.0%} followed, {clock((now - started) * (1 / done - 1))} left", file=sys.stderr)
+            given = None if conditions is None else conditions[start:end].to(device)
 
-        parts = [part for share in ranks.gather(in_batches(stop, size, write, first)) for part in share]
-        ids, noise = (torch.stack([part[i] for part in parts]).to(device) for i in (0, 1))
-        return Pairs(ids, noise, None if given is None else given.of(0, config.pairs))
+            def denoise(x_t: Tensor, t: Tensor, _: Tensor | None) -> Tensor:
+                at = process.network_time(t)
+                x_self = model(x_t, at, condition=given) if model.config.self_condition else None
+                x_0: Tensor = model(x_t, at, x_self, condition=given)
+                return x_0
+
+            E = model.get_embeds(ids[start:end].to(device))
+            noise = draw(normal, key, start, end, (E.shape[1], E.shape[2]), device)
+            least = torch.zeros(end - start, dtype=torch.int64, device=device)
+            return list(invert(denoise, process, process.q_sample(E, least, noise)).cpu())
+
+        parts = [part for share in ranks.gather(in_batches(stop, size, follow, first)) for part in share]
+        return torch.stack(parts).to(device)
 
 
 def find(given: dict[str, Any], saved: dict[str, Any]) -> Teacher | None:
@@ -164,7 +153,7 @@ def find(given: dict[str, Any], saved: dict[str, Any]) -> Teacher | None:
     if not path:
         if about:
             raise UserError(
-                f"--{next(iter(about))} is about what a teacher writes, so it expects --teacher WEIGHTS, found none"
+                f"--{next(iter(about))} is about what a student learns, so it expects --teacher WEIGHTS, found none"
             )
         return None
     file = local(path)

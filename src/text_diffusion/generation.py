@@ -166,7 +166,7 @@ class TextDiffusion:
                 f"STEPS must be between 1 and {levels}, the levels of noise that --edit_strength leaves of {T}, "
                 f"found {how.steps}"
             )
-        process, sampler = self._sampler(how, levels)
+        process, sampler = self.sampler_of(how, levels)
         steered.check_calls(process)
         shape, device = (length, self.model.config.in_channel), self.diffusion.device
         inner = normal if how.top_p is None else truncated_normal(how.top_p)
@@ -194,7 +194,7 @@ class TextDiffusion:
             settled = steered.steer(denoise, network, process, inner_noise, how.temperature or 1.0)
         return _without_grad(sampler(settled, process, noise))
 
-    def _sampler(self, how: Sampling, levels: int) -> tuple[GaussianDiffusion, Callable[..., Iterator[Step]]]:
+    def sampler_of(self, how: Sampling, levels: int) -> tuple[GaussianDiffusion, Callable[..., Iterator[Step]]]:
         """The process that the settings keep of the first `levels` of training, and the generator that walks it."""
         abar = self.diffusion.alphas_cumprod[:levels]
         means = self.info.get("loss_by_timestep")

@@ -43,6 +43,7 @@ from text_diffusion.state import TrainState
 from text_diffusion.timesteps import TIMESTEP_SAMPLERS
 from text_diffusion.tokenizer import Tokenizer
 from text_diffusion.tracking import check_extra
+from text_diffusion.validation import SENTENCES
 
 GROUPS = (ModelConfig, DiffusionConfig, DataConfig, TrainConfig)
 
@@ -229,15 +230,21 @@ def begun(run: Run, opt: dict[str, Any] | None, saved: dict[str, Any], sharded: 
 
 
 def taught(run: Run, teacher: Teacher) -> Run:
-    """The run of a student, which learns from what its teacher writes instead of from the text."""
-    pairs, held_out = teacher.pairs(run.config, run.batches.conditions, run.device, run.ranks).split()
-    return replace(
-        run,
-        batches=Batches(pairs.ids, run.config.batch_size, run.config.seed, pairs.conditions, pairs.noise),
-        held_out=held_out.ids,
-        held_out_given=held_out.conditions,
-        held_out_noise=held_out.noise,
-    )
+    """The run of a student, which learns the noise of the text's sentences, too."""
+    config = run.config
+
+    def noise_of(ids: Tensor, given: Tensor | None, part: int) -> Tensor:
+        key = config.seed, Stream.PAIRS, part
+        return teacher.noise_of(ids, given, key, config.teacher_steps, run.device, run.ranks)
+
+    ids, given = run.batches.first(config.pairs)
+    print(f"{teacher.path} follows {len(ids):,} sentences back to their noise", file=sys.stderr)
+    batches = Batches(ids, config.batch_size, config.seed, given, noise_of(ids, given, 1))
+    if run.held_out is None:
+        return replace(run, batches=batches)
+    asked = slice(SENTENCES)
+    given = None if run.held_out_given is None else run.held_out_given[asked]
+    return replace(run, batches=batches, held_out_noise=noise_of(run.held_out[asked], given, 2))
 
 
 def _configs(

@@ -8,6 +8,8 @@ what is drawn beyond that has numbers above S.
 The result is the last prediction of x_0: q's first noise is never decoded. A denoiser that has a method `arrive`
 (`Arriving`) may also move each x_s on its arrival.
 
+`invert` goes the other way, from a sentence to the noise that the flow would make it of.
+
 `ancestral` and `ddim` draw from p(x_{t-1} | x_t). `dpm_solver` and `heun` follow to second order the flow that has the
 same marginals, dy/dr = (y - x_0) / r for y = x_t / alpha_t, r = sigma_t / alpha_t (arXiv 2206.00364, eq. 4), where
 alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t); `ddim` with eta = 0 follows it to first order.
@@ -112,22 +114,41 @@ def dpm_solver(
         noise: see above.
         stops: levels to stop at; from each the noise is raised to the next level, if that is none (see `churned`).
     """
-    alpha, sigma = _levels(diffusion)
-    lam = np.log(alpha / sigma)
-    x_t, previous, h_before = noise(diffusion.num_timesteps), None, 0.0
+    x_t, previous, before = noise(diffusion.num_timesteps), None, None
     for level, below in _path(diffusion, stops):
         x_t, t = _raised(diffusion, x_t, level, stops, noise)
-        pred_xstart = denoise(x_t, _full(x_t, t), previous)
-        yield Step(diffusion.timesteps[t], x_t, pred_xstart)
+        previous = denoise(x_t, _full(x_t, t), previous)
+        yield Step(diffusion.timesteps[t], x_t, previous)
         if below is None:
             return
-        h = lam[below] - lam[t]
-        D = pred_xstart
-        if previous is not None:
-            D = pred_xstart + float(h / (2 * h_before)) * (pred_xstart - previous)
-        x_t = float(sigma[below] / sigma[t]) * x_t - float(alpha[below] * np.expm1(-h)) * D
+        x_t, before = _multistep(diffusion, x_t, t, below, previous, before)
         x_t = _arrived(denoise, x_t, x_t, below)
-        previous, h_before = pred_xstart, h
+
+
+def invert(denoise: Denoise, diffusion: GaussianDiffusion, x_0: Tensor) -> Tensor:
+    """The start of which the flow makes what is at the least noise, (B, L, D): the steps of `dpm_solver`, upwards.
+
+    (The encoding of DDIM, arXiv 2010.02502, sections 4.3 and 5.4, to second order.) Where a flow is at depends on x_t
+    and t alone, so that `denoise` is given no previous prediction. With S levels it is called S - 1 times.
+    """
+    x_t, before = x_0, None
+    for t in range(diffusion.num_timesteps - 1):
+        pred_xstart = denoise(x_t, _full(x_t, t), None)
+        x_t, before = _multistep(diffusion, x_t, t, t + 1, pred_xstart, before)
+    return x_t
+
+
+def _multistep(
+    diffusion: GaussianDiffusion, x_t: Tensor, t: int, s: int, pred_xstart: Tensor, before: tuple[Tensor, float] | None
+) -> tuple[Tensor, tuple[Tensor, float]]:
+    """x_s of DPM-Solver++(2M), s on either side of t, and what the next step needs: `before`, x_0 and h of this."""
+    alpha, sigma = _levels(diffusion)
+    lam = np.log(alpha / sigma)
+    h = float(lam[s] - lam[t])
+    D = pred_xstart
+    if before is not None:
+        D = pred_xstart + h / (2 * before[1]) * (pred_xstart - before[0])
+    return float(sigma[s] / sigma[t]) * x_t - float(alpha[s] * np.expm1(-h)) * D, (pred_xstart, h)
 
 
 def heun(
