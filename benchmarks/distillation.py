@@ -3,7 +3,7 @@
 python benchmarks/distillation.py                                   `simple` and `animals`, each from the start
 python benchmarks/distillation.py --corpora animals --steps 10000 --student_steps 3000 --runs FOLDER
 
-Times are the processor's, of the training commands, on one thread; that of a student includes what its teacher computed.
+Times are the processor's, of the training commands, on one thread; a student's includes what its teacher computed.
 What was trained in FOLDER is not trained again. The table goes to docs/recipe.md.
 """
 

@@ -1,4 +1,4 @@
-"""The table of docs/recipe.md about students: one row a writer, quality against network calls, means with 95 % intervals."""
+"""The table of docs/recipe.md about students: a row a writer, quality against network calls, 95 % intervals."""
 
 from __future__ import annotations
 

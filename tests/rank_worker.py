@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
         "steps": 8, "batch_size": 64, "schedule_sampler": "loss-second-moment", "diffusion_steps": 4,
     },
     "autoregressive": {"steps": 2, "batch_size": 16, "objective": "autoregressive"},
-    "student": {"steps": 3, "batch_size": 72, "teacher": ".pt", "pairs": 600, "teacher_steps": 2},
+    "student": {"steps": 3, "batch_size": 72, "teacher": ".pt", "pairs": 600, "teacher_steps": 3},
     "labels": {"steps": 3, "batch_size": 72, "microbatch": 6, "condition": "labels", "drop_condition": 0.5},
 }  # fmt: skip
 

@@ -276,7 +276,7 @@ def test_another_teacher(corpus: Path, tmp_path: Path, teacher_run: Path, capsys
         ({"objective": "diffusion_lm"}, "--objective must be 'cross_entropy', as the teacher's is"),
         ({"sequence_len": 9}, "--sequence_len must be 8, as the teacher's is, found 9"),
         ({"pairs": 1}, "--pairs must be at least 2, found 1"),
-        ({"teacher_steps": 0}, "--teacher_steps must be at least 1, found 0"),
+        ({"teacher_steps": 2}, "--teacher_steps must be at least 3, found 2"),
         ({"teacher": "none.pt"}, "none.pt: expected a checkpoint"),
     ],
 )

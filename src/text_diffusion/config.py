@@ -152,7 +152,7 @@ class TrainConfig(Options):
     )
     pairs: int = option(40_000, "sentences of the text, in turn and round again, whose noise a student learns", low=2)
     teacher_steps: int = option(
-        10, "steps of two network calls, by which a teacher follows each back to its noise", low=1
+        10, "steps of two network calls, by which a teacher follows each back to its noise", low=3
     )
     log_interval: int = option(50, "steps between rows of metrics.jsonl", low=1)
     eval_interval: int = option(500, "steps between validations, each with a few samples; 0: never", low=0)
