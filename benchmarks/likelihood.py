@@ -110,7 +110,8 @@ def corpus(name: str, weights: Sequence[str], count: int, walk: LikelihoodConfig
 
 def calibration(name: str, weights: str) -> None:
     """How sure the model is of words at each noise level, and how often they stay."""
-    found = calibrate(load_diffusion(weights, device="cpu"), sentences=1000)
+    model = load_diffusion(weights, device="cpu")
+    found = calibrate(model, sentences=1000)
     rows = [
         {
             "words": int(found.counts[quarter].sum()),
@@ -120,8 +121,10 @@ def calibration(name: str, weights: str) -> None:
         }
         for quarter in range(QUARTERS)
     ]
-    record(f"calibration-{name}", {"sentences": 1000, "rows": rows})
     print(rows)
+    models = results().get(f"calibration-{name}", {"models": {}})["models"]
+    models[model.model.config.objective] = {"rows": rows, "machine": machine()}
+    record(f"calibration-{name}", {"sentences": 1000, "models": models})
 
 
 # The micro-language

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from text_diffusion.calibration import QUARTERS
+
 TITLES = {
     "exact": "{objective}, exact",
     "bound": "{objective}, bound{steps}",
@@ -78,9 +80,14 @@ def render_calibration(results: dict[str, Any]) -> str:
     part = results.get("calibration-simple")
     if not part:
         return "Not measured yet."
-    lines = ["| `simple`, quarter of t | words | mean confidence | stay | off by |", "|---" * 5 + "|"]
-    for number, row in reversed(list(enumerate(part["rows"], 1))):
-        noise = {1: " (least noise)", 4: " (most noise)"}.get(number, "")
-        shares = " | ".join(f"{100 * row[key]:.1f} %" for key in ("confidence", "stays", "error"))
-        lines.append(f"| {number}{noise} | {row['words']:,} | {shares} |")
-    return "\n".join([*lines, "", f"Measured on {part['machine']}."])
+    models = sorted(part["models"].items())
+    heads = [f"`{name}`: {head}" for name, _ in models for head in ("mean confidence", "stay", "off by")]
+    lines = ["| `simple`, quarter of t | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for number in range(QUARTERS, 0, -1):
+        noise = {1: " (least noise)", QUARTERS: " (most noise)"}.get(number, "")
+        rows = [found["rows"][number - 1] for _, found in models]
+        shares = " | ".join(f"{100 * row[key]:.1f} %" for row in rows for key in ("confidence", "stays", "error"))
+        lines.append(f"| {number}{noise} | {shares} |")
+    machines = dict.fromkeys(found["machine"] for _, found in models)
+    words = f"{part['sentences']:,} sentences, about {models[0][1]['rows'][0]['words']:,} words a quarter."
+    return "\n".join([*lines, "", f"{words} Measured on {'; '.join(machines)}."])
