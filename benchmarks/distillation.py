@@ -1,4 +1,4 @@
-"""What a student writes in a few calls, beside its teacher and a masked model trained for as long as both.
+"""What a student writes in a few calls, beside its teacher and models of other objectives trained for as long as both.
 
 python benchmarks/distillation.py                                   `simple` and `animals`, each from the start
 python benchmarks/distillation.py --corpora animals --steps 10000 --student_steps 3000 --runs FOLDER
@@ -24,13 +24,14 @@ import table
 import torch
 from common import machine, record, results, train
 from distillation_table import CALLS
-from evaluation import Task, exact, write_split
-from recipe import OURS, WAYS, ideal, judged, pace
+from evaluation import Task, write_split
+from recipe import OURS, WAYS, ideal, judged, pace, task_of
 
 from text_diffusion.generation import load
 from text_diffusion.memory import keep_freed_memory
 
-WRITERS = ("teacher", "student", "masked")
+OTHERS = ("masked", "diffusion_lm")
+WRITERS = ("teacher", "student", *OTHERS)
 KEY = ("dataset", "writer", "seed")
 
 
@@ -45,7 +46,7 @@ def trained(folder: Path, text: Path, steps: int, flags: Sequence[str]) -> dict[
 
 
 def measure(task: Task, seed: int, args: argparse.Namespace, runs: Path) -> None:
-    """Record a row for the teacher, the student, and the masked model, as far as they are asked for."""
+    """Record a row for the teacher, the student, and models of other objectives, as far as they are asked for."""
     write_split(task, runs)
     text, held_out = (runs / f"{task.name}-{part}.txt" for part in ("train", "test"))
     common = ["--val_txt_path", str(held_out), "--seed", str(seed), "--eval_interval", "0"]
@@ -65,11 +66,11 @@ def measure(task: Task, seed: int, args: argparse.Namespace, runs: Path) -> None
     add("teacher", teacher)
     student = run_of("student", args.student_steps, ["--teacher", str(teacher["weights"])])
     add("student", student)
-    if "masked" in args.writers.split(","):
-        as_long = (teacher["cpu_seconds"] + student["cpu_seconds"]) / teacher["cpu_seconds"]
+    as_long = (teacher["cpu_seconds"] + student["cpu_seconds"]) / teacher["cpu_seconds"]
+    for other in [name for name in args.writers.split(",") if name in OTHERS]:
         with tempfile.TemporaryDirectory() as scratch:
-            steps = round(args.steps * as_long / pace(text, "masked", Path(scratch)))
-        add("masked", run_of("masked", steps, WAYS["masked"].split()))
+            steps = round(args.steps * as_long / pace(text, other, Path(scratch)))
+        add(other, run_of(other, steps, WAYS[other].split()))
 
 
 def keep(row: dict[str, Any], best: dict[str, float]) -> None:
@@ -84,12 +85,14 @@ def keep(row: dict[str, Any], best: dict[str, float]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, sample, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpora", default="simple,animals", help="names, separated by commas")
+    parser.add_argument("--corpora", default="simple,animals", help="names or paths, separated by commas")
     parser.add_argument("--steps", type=int, default=4000, help="of the teacher")
     parser.add_argument("--student_steps", type=int, default=2000)
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--seeds", default="102,103,104")
-    parser.add_argument("--writers", default=",".join(WRITERS), help="whose samples to judge, separated by commas")
+    parser.add_argument(
+        "--writers", default="teacher,student,masked", help="whose samples to judge, separated by commas"
+    )
     parser.add_argument("--runs", type=Path, help="a folder to keep the trained models in")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -97,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     if args.runs:
         args.runs.mkdir(parents=True, exist_ok=True)
-    for task in map(exact, args.corpora.split(",")):
+    for task in map(task_of, args.corpora.split(",")):
         for seed in map(int, args.seeds.split(",")):
             with tempfile.TemporaryDirectory() as scratch:
                 measure(task, seed, args, args.runs or Path(scratch))
