@@ -129,12 +129,14 @@ def invert(denoise: Denoise, diffusion: GaussianDiffusion, x_0: Tensor) -> Tenso
     """The start of which the flow makes what is at the least noise, (B, L, D): the steps of `dpm_solver`, upwards.
 
     (The encoding of DDIM, arXiv 2010.02502, sections 4.3 and 5.4, to second order.) Where a flow is at depends on x_t
-    and t alone, so that `denoise` is given no previous prediction. With S levels it is called S - 1 times.
+    and t alone, so that `denoise` is given no previous prediction. With S levels it is called S - 1 times. The last
+    step is to first order, as the first of `dpm_solver` is: it may be many times as long as the one before, over noise
+    in which predictions no longer change, and to extrapolate them would overshoot.
     """
-    x_t, before = x_0, None
-    for t in range(diffusion.num_timesteps - 1):
+    x_t, before, last = x_0, None, diffusion.num_timesteps - 1
+    for t in range(last):
         pred_xstart = denoise(x_t, _full(x_t, t), None)
-        x_t, before = _multistep(diffusion, x_t, t, t + 1, pred_xstart, before)
+        x_t, before = _multistep(diffusion, x_t, t, t + 1, pred_xstart, before if t + 1 < last else None)
     return x_t
 
 
