@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
         "steps": 8, "batch_size": 64, "schedule_sampler": "loss-second-moment", "diffusion_steps": 4,
     },
     "autoregressive": {"steps": 2, "batch_size": 16, "objective": "autoregressive"},
-    "student": {"steps": 3, "batch_size": 72, "teacher": ".pt", "pairs": 600, "teacher_steps": 3},
+    "student": {"steps": 3, "batch_size": 72, "teacher": ".pt", "pairs": 600, "teacher_levels": 3},
     "labels": {"steps": 3, "batch_size": 72, "microbatch": 6, "condition": "labels", "drop_condition": 0.5},
 }  # fmt: skip
 
@@ -67,8 +67,9 @@ def work(case: dict[str, Any], text: str, folder: Path, ranks: Ranks) -> dict[st
     sentences = [generate(writer, SampleConfig(num_samples=n, steps=4, show=0), Plan(), ranks) for n in (1, 7)]
     return {
         "grad": grads[0], "clipped norm": float(norm), "losses": torch.stack(losses), "weights": weights,
-        "averages": averages, "sentences": sentences, "validation": validate(model, run.diffusion, run.held_out, ranks),
-        "by t": state.loss_by_timestep.totals, "held": held,
+        "averages": averages, "sentences": sentences, "by t": state.loss_by_timestep.totals, "held": held,
+        "validation": validate(model, run.diffusion, run.held_out, ranks, run.held_out_given, run.held_out_noise),
+        **({} if run.batches.noises is None else {"noises": run.batches.noises}),
     }  # fmt: skip
 
 

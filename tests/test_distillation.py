@@ -13,6 +13,7 @@ from torch import Tensor
 from toy import LINES, SIZES, Trained, everything, flags, one_sentence, same, stop_at, write_text
 
 from text_diffusion import likelihood, train
+from text_diffusion.condition import NONE
 from text_diffusion.cross_entropy import evidence
 from text_diffusion.data import fit
 from text_diffusion.distillation import LEAST_EVIDENCE, Teacher, find
@@ -20,16 +21,16 @@ from text_diffusion.generation import load_diffusion
 from text_diffusion.loss_by_timestep import loss_curve
 from text_diffusion.randomness import Stream
 from text_diffusion.run import prepare
-from text_diffusion.samplers import dpm_solver
+from text_diffusion.samplers import dpm_solver, invert
 from text_diffusion.sampling import Sampling
 from text_diffusion.schedules import log_snr_at
-from text_diffusion.step import noise_of
+from text_diffusion.step import examples, noise_of
 from text_diffusion.timesteps import spaced_timesteps
 from text_diffusion.validation import validate
 
 SHIPPED = Path(__file__).resolve().parents[1] / "ckpts/simple-cross-entropy/ema_0.9999_010000.pt"
 OF_WORDS: dict[str, Any] = {"objective": "cross_entropy", "diffusion_steps": None}
-FEW: dict[str, Any] = {"pairs": 70, "teacher_steps": 3, "batch_size": 16}
+FEW: dict[str, Any] = {"pairs": 70, "teacher_levels": 3, "batch_size": 16}
 CPU = torch.device("cpu")
 NOT_GIVEN = dict.fromkeys(("hidden_size", "num_layers", "num_heads", "in_channel", "num_channels"))
 
@@ -70,7 +71,7 @@ def test_noise_is_what_the_flow_makes_the_sentence_of(teacher_run: Path) -> None
     writer = load_diffusion(teacher_run, device="cpu")
     lines = [LINES[i % len(LINES)] for i in range(160)]
     ids = fit(writer.tokenizer.encode(lines), writer.sequence_len, writer.tokenizer, "error", "lines")
-    noise = teacher.noise_of(ids, None, (5, Stream.PAIRS), 30, CPU)
+    noise = teacher.follow_back(ids, None, (5, Stream.PAIRS), 30, CPU)
     model, process = writer.model, writer.diffusion.respace(spaced_timesteps(writer.diffusion.alphas_cumprod, 200))
 
     def denoise(x_t: Tensor, t: Tensor, _: Tensor | None) -> Tensor:
@@ -83,13 +84,13 @@ def test_noise_is_what_the_flow_makes_the_sentence_of(teacher_run: Path) -> None
             last = [*dpm_solver(denoise, process, lambda s: noise)][-1].pred_xstart
         return model.get_logits(last).argmax(dim=-1)
 
-    assert (written(noise) == ids).all(dim=1).float().mean() > 0.9
+    assert (written(noise) == ids).all(dim=1).float().mean() > 0.8
     assert (written(noise.roll(1, 0)) == ids).all(dim=1).float().mean() < 0.2
     n = noise.numel()
     assert float(noise.mean()) == pytest.approx(0, abs=4 / math.sqrt(n))
-    assert float(noise.var()) == pytest.approx(1, abs=0.1)
-    again = teacher.noise_of(ids, None, (5, Stream.PAIRS), 30, CPU)
-    other = teacher.noise_of(ids, None, (6, Stream.PAIRS), 30, CPU)
+    assert float(noise.var()) == pytest.approx(1, abs=0.04)
+    again = teacher.follow_back(ids, None, (5, Stream.PAIRS), 30, CPU)
+    other = teacher.follow_back(ids, None, (6, Stream.PAIRS), 30, CPU)
     assert torch.equal(again, noise)
     assert float((other - noise).abs().mean()) > 0.5
 
@@ -108,7 +109,7 @@ def test_training_meets_the_noise_of_its_sentences(corpus: Path, tmp_path: Path,
     assert taught[80:] != taught[:20]
     teacher, noises = found(teacher_run), run.batches.noises
     assert noises is not None
-    assert torch.equal(noises, teacher.noise_of(run.batches.ids, None, (run.config.seed, Stream.PAIRS, 1), 3, CPU))
+    assert torch.equal(noises, teacher.follow_back(run.batches.ids, None, (run.config.seed, Stream.PAIRS, 1), 3, CPU))
     rows = {tuple(noise.flatten().tolist()): ids for noise, ids in zip(noises, run.batches.ids, strict=True)}
     assert len(rows) == 100
     met = run.batches.batch(2), noise_of(run, 2, slice(0, 16)).t
@@ -118,7 +119,7 @@ def test_training_meets_the_noise_of_its_sentences(corpus: Path, tmp_path: Path,
     assert run.held_out is not None
     assert run.held_out_noise is not None
     assert len(run.held_out) == 5
-    expected = teacher.noise_of(run.held_out, None, (run.config.seed, Stream.PAIRS, 2), 3, CPU)
+    expected = teacher.follow_back(run.held_out, None, (run.config.seed, Stream.PAIRS, 2), 3, CPU)
     assert torch.equal(run.held_out_noise, expected)
     config = run.model_config
     assert (config.objective, config.known_words, config.least_evidence) == ("cross_entropy", False, LEAST_EVIDENCE)
@@ -131,13 +132,13 @@ def test_deterministic_pairs(
 ) -> None:
     """With --deterministic True the teacher computes by deterministic kernels too."""
     seen = []
-    original = Teacher.noise_of
+    original = Teacher.follow_back
 
-    def noise_of(*given: Any) -> Tensor:
+    def follow_back(*given: Any) -> Tensor:
         seen.append(torch.are_deterministic_algorithms_enabled())
         return original(*given)
 
-    monkeypatch.setattr(Teacher, "noise_of", noise_of)
+    monkeypatch.setattr(Teacher, "follow_back", follow_back)
     run, _ = prepare(train.parse(student_flags(corpus, tmp_path / "student", teacher_run, deterministic=wanted)))
     assert run.lock
     run.lock.release()
@@ -155,25 +156,77 @@ def test_least_evidence() -> None:
     assert factor[3] < 0.25 < factor[1]
 
 
-def test_what_is_given_goes_with_the_pairs(corpus: Path, tmp_path: Path) -> None:
-    """Each sentence keeps its label, and the teacher is told it."""
+def test_labels_go_with_the_pairs(tmp_path: Path) -> None:
+    """The teacher is told a sentence's label, and so is the student: where it was dropped, both were told nothing."""
     text = write_text(tmp_path / "toy.tsv", [f"{line}\t{line.split()[1]}" for line in LINES])
-    weights = teach(text, tmp_path / "teacher", condition="labels", steps=30)
-    options = {"condition": "labels", "pairs": 100, "val_txt_path": text, "steps": 2}
-    given = train.parse(student_flags(text, tmp_path / "run", weights, **options))
-    run, _ = prepare(given)
+    weights = teach(text, tmp_path / "teacher", condition="labels", steps=30, drop_condition=0.4)
+    options = {"condition": "labels", "pairs": 100, "val_txt_path": text, "steps": 2, "microbatch": 0}
+    run, state = prepare(train.parse(student_flags(text, tmp_path / "run", weights, **options)))
     assert run.lock
     run.lock.release()
-    assert train.main(student_flags(text, tmp_path / "run", weights, **options)) == 0
     labels, ids, noises = run.batches.conditions, run.batches.ids, run.batches.noises
     assert labels is not None
     assert noises is not None
     for row, label in zip(ids.tolist(), labels.tolist(), strict=True):
-        assert run.tokenizer.decode(row).split()[1] == run.labels[label]
+        assert label == NONE or run.tokenizer.decode(row).split()[1] == run.labels[label]
+    assert 20 < int((labels == NONE).sum()) < 60
     teacher = found(weights)
     for told, same_noise in ((labels, True), (labels.roll(1), False), (None, False)):
-        noise = teacher.noise_of(ids, told, (run.config.seed, Stream.PAIRS, 1), 3, CPU)
+        noise = teacher.follow_back(ids, told, (run.config.seed, Stream.PAIRS, 1), 3, CPU)
         assert torch.equal(noise, noises) == same_noise
+    by_noise = {tuple(noise.flatten().tolist()): label for noise, label in zip(noises, labels.tolist(), strict=True)}
+    _, _, _, met = examples(run, state, slice(0, 16))
+    assert met is not None
+    assert met.tolist() == [by_noise[tuple(noise.flatten().tolist())] for noise in noise_of(run, 0, slice(0, 16)).t]
+    assert run.held_out is not None
+    assert run.held_out_given is not None
+    assert run.held_out_noise is not None
+    key = (run.config.seed, Stream.PAIRS, 2)
+    for told, same_noise in ((run.held_out_given, True), (run.held_out_given.roll(1), False)):
+        assert torch.equal(teacher.follow_back(run.held_out, told, key, 3, CPU), run.held_out_noise) == same_noise
+
+
+def test_sources_go_with_the_pairs(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "toy.tsv", [f"{line.split()[1]}\t{line}" for line in LINES])
+    options = {"condition": "source", "val_txt_path": text, "steps": 2}
+    weights = teach(text, tmp_path / "teacher", **options)
+    assert train.main(student_flags(text, tmp_path / "run", weights, **options, eval_interval=1)) == 0
+
+
+def test_without_self_conditioning_or_held_out_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A text of one sentence has none to hold out; its student learns many noises of it, few of them alike."""
+    text = write_text(tmp_path / "one.txt", LINES[:1] * 3)
+    weights = teach(text, tmp_path / "teacher", self_condition=False, steps=20)
+    run, _ = prepare(train.parse(student_flags(text, tmp_path / "run", weights, steps=2)))
+    assert run.lock
+    run.lock.release()
+    assert run.held_out_noise is None
+    assert run.batches.noises is not None
+    assert len(set(map(tuple, run.batches.ids.tolist()))) == 1
+    assert len({round(float(noise[0, 0]), 3) for noise in run.batches.noises}) > 60
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_out_of_memory_on_the_way_back(
+    teacher_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same noise in smaller batches, with a warning; the bar of a long one does not mind."""
+    teacher = found(teacher_run)
+    ids = fit(teacher.writer.tokenizer.encode(LINES[:40]), 8, teacher.writer.tokenizer, "error", "lines")
+    whole = teacher.follow_back(ids, None, (5, Stream.PAIRS), 3, CPU)
+
+    def short(denoise: Any, process: Any, x_0: Tensor) -> Tensor:
+        if len(x_0) > 20:
+            raise MemoryError
+        return invert(denoise, process, x_0)
+
+    monkeypatch.setattr("text_diffusion.distillation.invert", short)
+    monkeypatch.setattr("text_diffusion.distillation.SAY_EVERY", -1.0)
+    parts = teacher.follow_back(ids, None, (5, Stream.PAIRS), 3, CPU)
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+    said = capsys.readouterr().err
+    assert "warning: out of memory with 40 sentences at once; going on with 20" in said
+    assert "50% followed" in said
 
 
 # What it can do
@@ -181,7 +234,7 @@ def test_what_is_given_goes_with_the_pairs(corpus: Path, tmp_path: Path) -> None
 
 def test_one_call_is_enough(tmp_path: Path) -> None:
     """Of the shipped teacher; by itself it has only one thing to say in one call."""
-    options = {"teacher": SHIPPED, "checkpoint_path": tmp_path, "pairs": 1500, "teacher_steps": 6, "steps": 120}
+    options = {"teacher": SHIPPED, "checkpoint_path": tmp_path, "pairs": 1500, "teacher_levels": 6, "steps": 120}
     assert train.main(flags(**options, batch_size=64, eval_interval=0)) == 0
     teacher, student = (load_diffusion(path, device="cpu") for path in (SHIPPED, tmp_path / "ema_0.9999_000120.pt"))
     assert student.is_student
@@ -195,7 +248,7 @@ def test_one_call_is_enough(tmp_path: Path) -> None:
     assert len(right) > 170
     lines = (SHIPPED.parents[2] / "data/simple-test.txt").read_text(encoding="utf-8").splitlines()[:200]
     ids = fit(student.tokenizer.encode(lines), student.sequence_len, student.tokenizer, "error", "lines")
-    noise = found(SHIPPED).noise_of(ids, None, (1, Stream.PAIRS), 6, CPU)
+    noise = found(SHIPPED).follow_back(ids, None, (1, Stream.PAIRS), 6, CPU)
     time = student.diffusion.network_time(torch.full((200,), student.diffusion.num_timesteps - 1))
     said = student.model.get_logits(student.model(noise, time)).argmax(dim=-1)
     slots = ids[:, [2, 3, 5]], said[:, [2, 3, 5]]  # colour, food, state
@@ -275,8 +328,9 @@ def test_another_teacher(corpus: Path, tmp_path: Path, teacher_run: Path, capsys
         ({"hidden_size": 64}, "--hidden_size must be 32, as the teacher's is, found 64; leave it out"),
         ({"objective": "diffusion_lm"}, "--objective must be 'cross_entropy', as the teacher's is"),
         ({"sequence_len": 9}, "--sequence_len must be 8, as the teacher's is, found 9"),
+        ({"teacher_levels": 10_001}, "--teacher_levels must be at most 10000, as many as the teacher has, found 10001"),
         ({"pairs": 1}, "--pairs must be at least 2, found 1"),
-        ({"teacher_steps": 2}, "--teacher_steps must be at least 3, found 2"),
+        ({"teacher_levels": 2}, "--teacher_levels must be at least 3, found 2"),
         ({"teacher": "none.pt"}, "none.pt: expected a checkpoint"),
     ],
 )

@@ -84,7 +84,7 @@ def texts(tmp_path: Path, berts: dict[str, Path], teachers: dict[str, Path]) -> 
 
 
 WORDS = {"objective": "cross_entropy", "diffusion_steps": None}  # None: left out
-TAUGHT = {**WORDS, "teacher": "TEACHER", "pairs": 8, "teacher_steps": 3}
+TAUGHT = {**WORDS, "teacher": "TEACHER", "pairs": 8, "teacher_levels": 3}
 PRETRAINED = {"init_pretrained": True, "pretrained_embeddings": True, "in_channel": 16, "num_layers": 2}
 NO_EMBEDDINGS = {"pretrained_embeddings": False}
 TRAIN_CASES = {
@@ -138,7 +138,7 @@ TRAIN_CASES = {
     "seed": Case(1, "weights"),
     "teacher": Case("OTHER_TEACHER", "weights", TAUGHT),
     "pairs": Case(20, "weights", TAUGHT),
-    "teacher_steps": Case(4, "weights", TAUGHT),
+    "teacher_levels": Case(4, "weights", TAUGHT),
     "log_interval": Case(1, "metrics"),
     "eval_interval": Case(2, "validation"),
     "save_interval": Case(2, "names"),

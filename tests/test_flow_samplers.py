@@ -8,6 +8,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from denoisers import MU, STD, Optimal, Recorder, bend, last_of, process, regression
@@ -128,6 +129,24 @@ def test_inversion_asks_from_the_least_noise_up() -> None:
     recorder = Recorder()
     invert(recorder.denoise, process(10, 4), torch.zeros(3, 2, 1))
     assert [(t, previous) for _, t, previous in recorder.calls] == [([s] * 3, None) for s in range(3)]
+
+
+def test_inversion_does_not_extrapolate_its_long_last_step() -> None:
+    """By the formula of arXiv 2211.01095, equations of the first and the second step, written out here."""
+    diffusion, _, _, _ = gaussian_flow(4)
+    alpha, sigma = (np.sqrt(x) for x in (diffusion.alphas_cumprod, 1 - diffusion.alphas_cumprod))
+    lam = np.log(alpha / sigma)
+    said = [0.3, -0.8, 2.0]
+
+    def denoise(x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
+        return torch.full_like(x_t, said[int(t[0])])
+
+    x = 1.0
+    bent = said[1] + (lam[2] - lam[1]) / (2 * (lam[1] - lam[0])) * (said[1] - said[0])
+    for t, D in enumerate((said[0], bent, said[2])):
+        x = sigma[t + 1] / sigma[t] * x - alpha[t + 1] * np.expm1(lam[t] - lam[t + 1]) * D
+    found = invert(denoise, diffusion, torch.ones(1, 1, 1, dtype=torch.float64))
+    assert found.item() == pytest.approx(x)
 
 
 def test_heun_without_its_last_correction() -> None:

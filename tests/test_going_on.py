@@ -201,7 +201,7 @@ OTHERS: dict[str, object] = {
     "output_prior": False, "denoised_input": False, "output_scale": 2.0, "known_words": False,
     "shared_evidence": False, "condition": "labels", "drop_condition": 0.5, "source_len": 5, "denoiser": "modern",
     "optimizer": "adamw", "pretrained_model": "bert", "init_pretrained": True, "pretrained_embeddings": True,
-    "freeze_embeddings": True, "least_evidence": 0.5, "neighbours": 1, "pairs": 10, "teacher_steps": 4,
+    "freeze_embeddings": True, "least_evidence": 0.5, "neighbours": 1, "pairs": 10, "teacher_levels": 4,
 }  # fmt: skip
 
 

@@ -151,8 +151,8 @@ class TrainConfig(Options):
         "weights of a cross_entropy model, whose student this run is: it needs a call, or a few (`distillation`)",
     )
     pairs: int = option(40_000, "sentences of the text, in turn and round again, whose noise a student learns", low=2)
-    teacher_steps: int = option(
-        10, "steps of two network calls, by which a teacher follows each back to its noise", low=3
+    teacher_levels: int = option(
+        10, "levels of noise on which a teacher follows each back, two network calls at all but the last", low=3
     )
     log_interval: int = option(50, "steps between rows of metrics.jsonl", low=1)
     eval_interval: int = option(500, "steps between validations, each with a few samples; 0: never", low=0)
@@ -312,5 +312,5 @@ ONCE: dict[str, Any] = {
     "stratified": False,
     "optimizer": "adamw",
     "pairs": DEFAULTS["pairs"],
-    "teacher_steps": DEFAULTS["teacher_steps"],
+    "teacher_levels": DEFAULTS["teacher_levels"],
 }

@@ -86,7 +86,7 @@ class Batches:
         noises: Tensor | None = None,
     ) -> None:
         self.ids, self.conditions = ids, conditions  # (N, L); (N,) or (N, S), if sentences are given something
-        self.noises = noises  # (N, L, D), if each was made of its own
+        self.noises = noises  # (N, L, D), if each has its own
         self.batch_size = batch_size
         self.seed = seed
         self._orders: dict[int, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
@@ -100,7 +100,7 @@ class Batches:
         return None if self.conditions is None else self.conditions[self._rows(step, part)]
 
     def noise(self, step: int, part: slice = slice(None)) -> Tensor | None:
-        """The noise that the sentences of `batch` were made of."""
+        """The noise that belongs to the sentences of `batch`."""
         return None if self.noises is None else self.noises[self._rows(step, part)]
 
     def first(self, n: int) -> tuple[Tensor, Tensor | None]:

@@ -1,6 +1,6 @@
 """A student, which learns which noise a teacher's flow makes each sentence of, and needs one call for it, or a few.
 
-    eps = what the teacher's flow would make the sentence w of, no other noise being drawn                          (1)
+    eps = what the teacher's flow would make x = alpha_0 E(w) + sigma_0 noise of                                    (1)
     x_t = alpha_t E(w) + sigma_t eps                                                                                (2)
     loss = -log p(w | x_t)                                                                                          (3)
 
@@ -36,6 +36,7 @@ from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.distributed import ALONE, Ranks
 from text_diffusion.errors import UserError
 from text_diffusion.flags import build
+from text_diffusion.flow import predict_twice
 from text_diffusion.generation import TextDiffusion, writer_of
 from text_diffusion.memory import in_batches
 from text_diffusion.objectives import Network
@@ -91,12 +92,12 @@ class Teacher:
         """Replace a fresh network's weights by the teacher's."""
         model.load_state_dict(self.writer.model.state_dict())
 
-    def noise_of(
+    def follow_back(
         self,
         ids: Tensor,
         conditions: Tensor | None,
         key: tuple[int, ...],
-        steps: int,
+        levels: int,
         device: torch.device,
         ranks: Ranks = ALONE,
     ) -> Tensor:
@@ -105,15 +106,18 @@ class Teacher:
         Args:
             ids: w.
             conditions: what each is given, (N, ...), if anything.
-            key: of the noise that is left at x_0, in which many eps lead to one sentence.
-            steps: of the flow.
+            key: of the noise at the least level.
+            levels: of noise, at which the flow is asked.
             device: where to.
             ranks: who shares the work.
+
+        Raises:
+            UserError: no memory for a single sentence.
         """
         writer = writer_of(checkpoint.load_weights(local(self.path), device))
         assert isinstance(writer, TextDiffusion), "it was one when it was found"
         model, n, size = writer.model, len(ids), writer.choose_batch_size(len(ids))
-        process, _ = writer.sampler_of(Sampling(steps, sampler="dpm-solver++"), writer.diffusion.num_timesteps)
+        process = writer.diffusion.respace(writer.kept_by(Sampling(levels), writer.diffusion.num_timesteps))
         batches = -(-n // size)
         first, stop = (min(size * (batches * rank // ranks.size), n) for rank in (ranks.rank, ranks.rank + 1))
         started = said = time.monotonic()
@@ -121,24 +125,21 @@ class Teacher:
         @torch.no_grad()
         def follow(start: int, end: int) -> list[Tensor]:
             nonlocal said
-            if (now := time.monotonic()) - said > SAY_EVERY:
+            if start > first and (now := time.monotonic()) - said > SAY_EVERY:
                 said, done = now, (start - first) / (stop - first)
                 print(f"{done:.0%} followed, {clock((now - started) * (1 / done - 1))} left", file=sys.stderr)
-            given = None if conditions is None else conditions[start:end].to(device)
-
-            def denoise(x_t: Tensor, t: Tensor, _: Tensor | None) -> Tensor:
-                at = process.network_time(t)
-                x_self = model(x_t, at, condition=given) if model.config.self_condition else None
-                x_0: Tensor = model(x_t, at, x_self, condition=given)
-                return x_0
-
+            predict = predict_twice(model, process, None if conditions is None else conditions[start:end].to(device))
             E = model.get_embeds(ids[start:end].to(device))
             noise = draw(normal, key, start, end, (E.shape[1], E.shape[2]), device)
             least = torch.zeros(end - start, dtype=torch.int64, device=device)
-            return list(invert(denoise, process, process.q_sample(E, least, noise)).cpu())
+            x_0 = process.q_sample(E, least, noise)
+            return list(invert(lambda x_t, t, _: predict(x_t, process.timesteps[int(t[0])]), process, x_0).cpu())
 
-        parts = [part for share in ranks.gather(in_batches(stop, size, follow, first)) for part in share]
-        return torch.stack(parts).to(device)
+        def mine() -> Tensor:
+            parts = in_batches(stop, size, follow, first)
+            return torch.stack(parts) if parts else torch.empty(0, ids.shape[1], model.config.in_channel)
+
+        return torch.cat(ranks.gather(ranks.together(mine))).to(device)
 
 
 def find(given: dict[str, Any], saved: dict[str, Any]) -> Teacher | None:
@@ -148,8 +149,8 @@ def find(given: dict[str, Any], saved: dict[str, Any]) -> Teacher | None:
         UserError: the file is not one of a teacher, or a flag contradicts it.
     """
     path: str = given.get("teacher", saved.get("teacher", ""))
-    about: dict[str, Any] = {name: given[name] for name in ("pairs", "teacher_steps") if name in given}
-    build(TrainConfig, about)  # in range?
+    about: dict[str, Any] = {name: given[name] for name in ("pairs", "teacher_levels") if name in given}
+    levels = build(TrainConfig, about).teacher_levels  # in range?
     if not path:
         if about:
             raise UserError(
@@ -163,6 +164,9 @@ def find(given: dict[str, Any], saved: dict[str, Any]) -> Teacher | None:
             f"{path}: expected a teacher of --objective cross_entropy, found one of "
             f"{writer.model.config.objective}; train another"
         )
+    if levels > writer.diffusion.num_timesteps:
+        T = writer.diffusion.num_timesteps
+        raise UserError(f"--teacher_levels must be at most {T}, as many as the teacher has, found {levels}")
     settings = _settings(writer)
     for name, value in settings.items():
         if name not in ADJUSTABLE and given.get(name, value) != value:

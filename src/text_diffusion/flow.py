@@ -32,14 +32,16 @@ Predict = Callable[[Tensor, float], Tensor]  # x (B, L, D), t in 0..T-1, between
 Trace = Callable[[Callable[[Tensor], Tensor], Tensor], tuple[Tensor, Tensor]]  # f, x -> f(x), tr df/dx (B,)
 
 
-def predict_twice(model: TransformerNetModel, process: GaussianDiffusion) -> Predict:
-    """xhat(x, t) of eq. (1): a self-conditioned model is asked twice, one that is not once. t may lie between steps."""
+def predict_twice(model: TransformerNetModel, process: GaussianDiffusion, condition: Tensor | None = None) -> Predict:
+    """xhat(x, t) of eq. (1): a self-conditioned model is asked twice, one that is not once. t may lie between steps.
+
+    Sentences may be given something (`condition`).
+    """
 
     def predict(x: Tensor, t: float) -> Tensor:
         time = torch.full((len(x),), t * process.time_scale, device=x.device)
-        if not model.config.self_condition:
-            return model(x, time)  # type: ignore[no-any-return]
-        return model(x, time, model(x, time))  # type: ignore[no-any-return]
+        x_self = model(x, time, condition=condition) if model.config.self_condition else None
+        return model(x, time, x_self, condition=condition)  # type: ignore[no-any-return]
 
     return predict
 

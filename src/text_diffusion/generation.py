@@ -166,7 +166,7 @@ class TextDiffusion:
                 f"STEPS must be between 1 and {levels}, the levels of noise that --edit_strength leaves of {T}, "
                 f"found {how.steps}"
             )
-        process, sampler = self.sampler_of(how, levels)
+        process, sampler = self._sampler(how, levels)
         steered.check_calls(process)
         shape, device = (length, self.model.config.in_channel), self.diffusion.device
         inner = normal if how.top_p is None else truncated_normal(how.top_p)
@@ -194,25 +194,30 @@ class TextDiffusion:
             settled = steered.steer(denoise, network, process, inner_noise, how.temperature or 1.0)
         return _without_grad(sampler(settled, process, noise))
 
-    def sampler_of(self, how: Sampling, levels: int) -> tuple[GaussianDiffusion, Callable[..., Iterator[Step]]]:
-        """The process that the settings keep of the first `levels` of training, and the generator that walks it."""
-        abar = self.diffusion.alphas_cumprod[:levels]
+    def kept_by(self, how: Sampling, T: int) -> list[int]:
+        """The timesteps at which the network is called, of the first T of training.
+
+        Raises:
+            UserError: more of them than there are.
+        """
+        abar = self.diffusion.alphas_cumprod[:T]
         means = self.info.get("loss_by_timestep")
-        loss = loss_curve(means, self.diffusion.num_timesteps)[:levels] if means else None
-        calls = how.steps // 2 + 1 + how.steps % 2 if how.sampler == "heun" else how.steps
-        if how.resample is not None:
-            calls = -(-(how.steps - 1) // how.resample) + 1
+        loss = loss_curve(means, self.diffusion.num_timesteps)[:T] if means else None
         spaced_timesteps(abar, how.steps)  # the range that is named in an error is that of the calls
         words = isinstance(self.model, WordDenoiser)
         length = how.sequence_len or self.sequence_len
-        closing = closing_power(calls, length * float(loss[-1])) if words and loss is not None else None
-        kept = spaced_timesteps(abar, calls, how.spacing, loss, closing)
+        closing = closing_power(how.levels, length * float(loss[-1])) if words and loss is not None else None
+        return spaced_timesteps(abar, how.levels, how.spacing, loss, closing)
+
+    def _sampler(self, how: Sampling, levels: int) -> tuple[GaussianDiffusion, Callable[..., Iterator[Step]]]:
+        """The process that the settings keep of the first `levels` of training, and the generator that walks it."""
+        kept = self.kept_by(how, levels)
         if how.sampler == "ancestral":
-            visits = [1, *np.diff(np.linspace(0, how.steps - 1, calls).round().astype(int)).tolist()]
+            visits = [1, *np.diff(np.linspace(0, how.steps - 1, len(kept)).round().astype(int)).tolist()]
             return self.diffusion.respace(kept), partial(ancestral, visits=visits)
         if how.sampler == "ddim":
             return self.diffusion.respace(kept), partial(ddim, eta=how.eta or 0.0)
-        together, stops = churned(abar, kept, how.churn or 0.0)
+        together, stops = churned(self.diffusion.alphas_cumprod[:levels], kept, how.churn or 0.0)
         if how.sampler == "dpm-solver++":
             return self.diffusion.respace(together), partial(dpm_solver, stops=stops)
         even = how.steps % 2 == 0  # two calls a step, one for the first, and one at t = 0

@@ -23,7 +23,7 @@ FIXED = {
     *ModelConfig.__dataclass_fields__,
     *DiffusionConfig.__dataclass_fields__,
     *("tokenizer", "sequence_len", "source_len", "long_lines", "batch_size", "seed", "ema_rate", "optimizer"),
-    *("pairs", "teacher_steps"),
+    *("pairs", "teacher_levels"),
 }
 
 

@@ -15,6 +15,7 @@ from text_diffusion import checkpoint, distillation, pretrained
 from text_diffusion import corpus as corpora
 from text_diffusion import tokenizer as tokenizers
 from text_diffusion.checkpoint import resumable_steps
+from text_diffusion.condition import dropped
 from text_diffusion.config import DataConfig, DiffusionConfig, ModelConfig, TrainConfig
 from text_diffusion.data import Batches
 from text_diffusion.deterministic import deterministic
@@ -34,7 +35,7 @@ from text_diffusion.muon import optimizer_of
 from text_diffusion.objectives import OBJECTIVES, Network, Objective, check_foreign, implied
 from text_diffusion.original import check_own_settings
 from text_diffusion.parallel import BatchLoss, check_shares, shard, synchronise
-from text_diffusion.randomness import Stream, mix
+from text_diffusion.randomness import Stream, draw, mix, uniform
 from text_diffusion.remote import cache_of, is_remote
 from text_diffusion.resuming import check_unchanged, resume, saved_settings
 from text_diffusion.schedules import named_betas
@@ -230,21 +231,25 @@ def begun(run: Run, opt: dict[str, Any] | None, saved: dict[str, Any], sharded: 
 
 
 def taught(run: Run, teacher: Teacher) -> Run:
-    """The run of a student, which learns the noise of the text's sentences, too."""
+    """The run of a student, which learns from the text's sentences and the noise that each belongs to."""
     config = run.config
 
     def noise_of(ids: Tensor, given: Tensor | None, part: int) -> Tensor:
         key = config.seed, Stream.PAIRS, part
-        return teacher.noise_of(ids, given, key, config.teacher_steps, run.device, run.ranks)
+        return teacher.follow_back(ids, given, key, config.teacher_levels, run.device, run.ranks)
 
     ids, given = run.batches.first(config.pairs)
+    if given is not None:  # what a sentence is given decides its noise, so that it is dropped here, once for all
+        u = draw(uniform, (config.seed, Stream.PAIRS, 3), 0, len(ids), (), run.device)
+        given = dropped(given, u < run.model_config.drop_condition)
     print(f"{teacher.path} follows {len(ids):,} sentences back to their noise", file=sys.stderr)
     batches = Batches(ids, config.batch_size, config.seed, given, noise_of(ids, given, 1))
     if run.held_out is None:
         return replace(run, batches=batches)
-    asked = slice(SENTENCES)
-    given = None if run.held_out_given is None else run.held_out_given[asked]
-    return replace(run, batches=batches, held_out_noise=noise_of(run.held_out[asked], given, 2))
+    asked, held_out_given = run.held_out[:SENTENCES], run.held_out_given
+    print(f"and {len(asked):,} held-out ones", file=sys.stderr)
+    given = None if held_out_given is None else held_out_given[:SENTENCES]
+    return replace(run, batches=batches, held_out_noise=noise_of(asked, given, 2))
 
 
 def _configs(

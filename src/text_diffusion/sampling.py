@@ -84,6 +84,13 @@ class Sampling:
         if self.temperature is not None and not self.temperature > 0:
             raise UserError(f"the temperature must be above 0, found {self.temperature:g}")
 
+    @property
+    def levels(self) -> int:
+        """Levels of noise at which the network is called: fewer than the steps if each takes several calls."""
+        if self.sampler == "heun":
+            return self.steps // 2 + 1 + self.steps % 2
+        return self.steps if self.resample is None else -(-(self.steps - 1) // self.resample) + 1
+
     def chosen(self, fills: bool = False, words: bool = False, student: bool = False) -> Sampling:
         """With a sampler in the place of "auto".
 

@@ -92,14 +92,14 @@ def examples(run: Run, state: TrainState, mine: slice) -> tuple[Tensor, Tensor, 
         u = (torch.arange(mine.start, mine.stop, device=run.device) + u) / B
     t, weights = state.timestep_sampler.sample(u)
     condition = run.batches.condition(step, mine)
-    if condition is not None:
+    if condition is not None and run.teacher is None:  # a student's were dropped with the noise that belongs to them
         u = draw(uniform, (seed, Stream.TRAIN, step, 2), mine.start, mine.stop, (), run.device)
         condition = dropped(condition, u < run.model_config.drop_condition)
     return run.batches.batch(step, mine), t, weights, condition
 
 
 def noise_of(run: Run, step: int, part: slice) -> Noise:
-    """The noise of some sentences of the batch of a step; for a student, that which its teacher made them of."""
+    """The noise of some sentences of the batch of a step; for a student, that to which its teacher followed them."""
     shape = (run.data_config.sequence_len, run.model_config.in_channel)
     noise = Noise.draw((run.config.seed, Stream.TRAIN, step, 0), part.start, part.stop, shape, run.device)
     own = run.batches.noise(step, part)

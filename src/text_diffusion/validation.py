@@ -32,7 +32,7 @@ def validate(
     """Means of the loss terms over held-out sentences (N, L), the accuracy of rounding x_0, the embeddings' health.
 
     Every run and every step is asked the same: t covers 0..T-1 evenly, the noise is always the same, and each rank
-    asks its share. Of sentences that were made of noise (N, L, D) of their own, it is that.
+    asks its share. Of sentences that have noise (N, L, D) of their own, it is that.
     """
     ids = held_out[:SENTENCES]
     t = evenly_spread(len(ids), diffusion.num_timesteps).to(ids.device)
