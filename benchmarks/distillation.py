@@ -37,11 +37,13 @@ KEY = ("dataset", "writer", "seed")
 
 def trained(folder: Path, text: Path, steps: int, flags: Sequence[str]) -> dict[str, Any]:
     """Weights, steps and time of a run in a folder, which is trained unless it is there."""
-    about = folder / "trained.json"
+    about, how = folder / "trained.json", {"steps": steps, "flags": list(flags)}
     if not about.is_file():
         run = train(folder, str(text), steps, flags)
-        about.write_text(json.dumps({"weights": run.weights.name, "steps": steps, "cpu_seconds": run.cpu_seconds}))
+        about.write_text(json.dumps(how | {"weights": run.weights.name, "cpu_seconds": run.cpu_seconds}))
     found: dict[str, Any] = json.loads(about.read_text())
+    if {name: found.get(name) for name in how} != how:
+        raise SystemExit(f"{folder}: expected a run of {how}, found another; give --runs another folder")
     return found | {"weights": folder / found["weights"]}
 
 
@@ -95,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--runs", type=Path, help="a folder to keep the trained models in")
     args = parser.parse_args(argv)
+    if unknown := set(args.writers.split(",")) - set(WRITERS):
+        parser.error(f"--writers must be of {', '.join(WRITERS)}, found {', '.join(unknown)}")
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # of the training command
     keep_freed_memory()

@@ -111,6 +111,8 @@ def corpus(name: str, weights: Sequence[str], count: int, walk: LikelihoodConfig
 def calibration(name: str, weights: str) -> None:
     """How sure the model is of words at each noise level, and how often they stay."""
     model = load_diffusion(weights, device="cpu")
+    if model.is_student:
+        raise SystemExit(f"{weights}: expected weights that know no noise, found a student's")
     found = calibrate(model, sentences=1000)
     rows = [
         {

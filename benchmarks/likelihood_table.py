@@ -89,5 +89,6 @@ def render_calibration(results: dict[str, Any]) -> str:
         shares = " | ".join(f"{100 * row[key]:.1f} %" for row in rows for key in ("confidence", "stays", "error"))
         lines.append(f"| {number}{noise} | {shares} |")
     machines = dict.fromkeys(found["machine"] for _, found in models)
-    words = f"{part['sentences']:,} sentences, about {round(models[0][1]['rows'][0]['words'], -3):,} words a quarter."
+    counts = [row["words"] for _, found in models for row in found["rows"]]
+    words = f"{part['sentences']:,} sentences, {min(counts):,} to {max(counts):,} words a quarter."
     return "\n".join([*lines, "", f"{words} Measured on {'; '.join(machines)}."])
