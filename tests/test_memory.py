@@ -102,3 +102,9 @@ def test_training_with_little_memory(corpus: Path, tmp_path: Path) -> None:
         "expected memory for 30000 sentences at once, found too little at step 0; --microbatch 15000" in result.stderr
     )
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("words", ["DefaultCPUAllocator: can't allocate memory: you tried", "std::bad_alloc"])
+def test_how_memory_runs_out(words: str) -> None:
+    assert is_out_of_memory(RuntimeError(words))
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))

@@ -32,7 +32,8 @@ def keep_freed_memory() -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is how Python, CUDA or PyTorch's CPU allocator say so."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "std::bad_alloc")  # of the CPU's allocator; of C++, around it
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in said)
 
 
 def in_batches(n: int, size: int, make: Callable[[int, int], list[T]], first: int = 0) -> list[T]:
