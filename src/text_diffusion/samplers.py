@@ -114,6 +114,7 @@ def dpm_solver(
         noise: see above.
         stops: levels to stop at; from each the noise is raised to the next level, if that is none (see `churned`).
     """
+    levels = _levels(diffusion)
     x_t, previous, before = noise(diffusion.num_timesteps), None, None
     for level, below in _path(diffusion, stops):
         x_t, t = _raised(diffusion, x_t, level, stops, noise)
@@ -121,7 +122,7 @@ def dpm_solver(
         yield Step(diffusion.timesteps[t], x_t, previous)
         if below is None:
             return
-        x_t, before = _multistep(diffusion, x_t, t, below, previous, before)
+        x_t, before = _multistep(levels, x_t, t, below, previous, before)
         x_t = _arrived(denoise, x_t, x_t, below)
 
 
@@ -133,20 +134,20 @@ def invert(denoise: Denoise, diffusion: GaussianDiffusion, x_0: Tensor) -> Tenso
     step is to first order, as the first of `dpm_solver` is: it may be many times as long as the one before, over noise
     in which predictions no longer change, and to extrapolate them would overshoot.
     """
-    x_t, before, last = x_0, None, diffusion.num_timesteps - 1
+    levels, last = _levels(diffusion), diffusion.num_timesteps - 1
+    x_t, before = x_0, None
     for t in range(last):
         pred_xstart = denoise(x_t, _full(x_t, t), None)
-        x_t, before = _multistep(diffusion, x_t, t, t + 1, pred_xstart, before if t + 1 < last else None)
+        x_t, before = _multistep(levels, x_t, t, t + 1, pred_xstart, before if t + 1 < last else None)
     return x_t
 
 
 def _multistep(
-    diffusion: GaussianDiffusion, x_t: Tensor, t: int, s: int, pred_xstart: Tensor, before: tuple[Tensor, float] | None
+    levels: tuple[Array, Array], x_t: Tensor, t: int, s: int, pred_xstart: Tensor, before: tuple[Tensor, float] | None
 ) -> tuple[Tensor, tuple[Tensor, float]]:
     """x_s of DPM-Solver++(2M), s on either side of t, and what the next step needs: `before`, x_0 and h of this."""
-    alpha, sigma = _levels(diffusion)
-    lam = np.log(alpha / sigma)
-    h = float(lam[s] - lam[t])
+    alpha, sigma = levels
+    h = float(np.log(alpha[s] / sigma[s]) - np.log(alpha[t] / sigma[t]))
     D = pred_xstart
     if before is not None:
         D = pred_xstart + h / (2 * before[1]) * (pred_xstart - before[0])
