@@ -8,19 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from toy import LINES, contents, everything, files, flags, one_sentence, same, stop_at, train_flags, write_text
+from toy import LINES, contents, everything, files, flags, metrics, one_sentence, same, stop_at, train_flags, write_text
 
-from text_diffusion import sample, train
+from text_diffusion import likelihood, report, sample, train
 from text_diffusion.autoregressive import Autoregressive
 from text_diffusion.condition import NONE, Given, Guided, dropped
-from text_diffusion.config import ModelConfig
+from text_diffusion.config import DataConfig, ModelConfig
 from text_diffusion.control import Control, Labelled, Length, Sources, Want
 from text_diffusion.control.mbr import best_of
+from text_diffusion.corpus import Corpus
 from text_diffusion.cross_entropy import WordDenoiser
+from text_diffusion.encoding import encode
 from text_diffusion.errors import UserError
 from text_diffusion.generation import TextDiffusion, load, load_diffusion
 from text_diffusion.losses import Noise, diffusion_lm_loss
 from text_diffusion.modeling import TransformerNetModel
+from text_diffusion.tokenizer import train_word_level
 
 SAMPLERS = ["ancestral", "ddim", "dpm-solver++", "heun"]
 SHORT = {"steps": 250, "lr": 1e-2, "warmup_steps": 0, "hidden_size": 32, "batch_size": 32}
@@ -300,7 +303,9 @@ def test_bad_sampling_input(
         assert files(tmp_path) == before
 
 
-def test_model_that_is_always_given_something(labeled: Path, tmp_path: Path) -> None:
+def test_model_that_is_always_given_something(
+    labeled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     weights = trained_on(labeled, tmp_path / "run", condition="labels", drop_condition=0.0, steps=2)
     model: TextDiffusion = load_diffusion(weights)
     with pytest.raises(UserError, match="--drop_condition 0 expects --label, found none"):
@@ -308,6 +313,40 @@ def test_model_that_is_always_given_something(labeled: Path, tmp_path: Path) -> 
     with pytest.raises(UserError, match="--guidance_scale expects a model"):
         model.sample(1, controls=[Labelled("red", 2.0)])
     assert len(model.sample(1, steps=2, controls=[Labelled("red")])) == 1
+    text = write_text(tmp_path / "lines.txt", LINES[:3])
+    assert likelihood.main([str(weights), str(text)]) == 1
+    assert "found one that cannot do without --label" in one_sentence(capsys.readouterr().err)
+    assert report.main([str(tmp_path / "run")]) == 0
+    assert "left out: samples and all that is measured of them: this model cannot write without --label" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("condition", ["labels", "source"])
+def test_nothing_to_hold_out(condition: str, tmp_path: Path) -> None:
+    """A text of one first field leaves nothing to validate on."""
+    rows = ["a b c\tx", "a b c\ty", "a b c\tx", "a b c\ty"] if condition == "labels" else ["a\tb c", "a\tc b"]
+    text = write_text(tmp_path / "one.tsv", rows)
+    weights = trained_on(text, tmp_path / "run", condition=condition, steps=2, eval_interval=1)
+    assert len(load_diffusion(weights).sample(1, steps=2)) == 1
+    assert metrics(tmp_path / "run", validation=True) == []
+
+
+def test_only_long_lines_to_hold_out(labeled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = write_text(tmp_path / "long.tsv", [f"{'red ' * 9}apple\tred"] * 2)
+    options = {"condition": "labels", "steps": 2, "eval_interval": 1, "sequence_len": 8, "long_lines": "drop"}
+    trained_on(labeled, tmp_path / "run", **options, val_txt_path=long)
+    assert "no validation" in capsys.readouterr().err
+    assert metrics(tmp_path / "run", validation=True) == []
+
+
+def test_long_line_without_a_label(tmp_path: Path) -> None:
+    """Of a dataset of two files: it is in the other, so that it is quoted instead of numbered."""
+    rows = write_text(tmp_path / "mine_labeled.tsv", [f"{line}\tx" for line in LINES])
+    long = "red " * 20 + "apple"
+    corpus = Corpus("mine", [*LINES, long], [], rows, rows, tmp_path, True, False, "labels", ["x"] * len(LINES) + [""])
+    with pytest.raises(UserError, match=r"the first 'red red red red red red red red red red \.\.\.' with 23 tokens"):
+        encode(DataConfig(sequence_len=8, long_lines="error"), corpus, train_word_level(corpus.train))
 
 
 def test_run_without_the_setting_goes_on(trained: Path, corpus: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from text_diffusion import corpus as corpora
 from text_diffusion import tokenizer as tokenizers
 from text_diffusion import train as training
 from text_diffusion.config import DataConfig
-from text_diffusion.files import line_number, read_lines
+from text_diffusion.files import read_lines, where
 from text_diffusion.tokenizer import train_word_level
 
 TINY = SIZES | {"steps": 1}
@@ -188,7 +188,7 @@ def test_every_kind_of_line_end(end: str, tmp_path: Path, capsys: pytest.Capture
     path.write_bytes(("\ufeff" + end.join(lines) + end).encode())
     assert read_lines(path) == [*LINES, lines[-1]]
     assert read_lines(path, blank=True) == lines
-    assert line_number(path, lines[-1]) == len(lines)
+    assert where(path, lines[-1]) == f"in line {len(lines)}"
     assert training.main(train_flags(path, tmp_path / "run", sequence_len=8, long_lines="error")) == 1
     assert f"line {len(lines)} " in one_sentence(capsys.readouterr().err)
 
@@ -197,7 +197,7 @@ def test_carriage_return_inside_a_line_is_text(tmp_path: Path) -> None:
     path = tmp_path / "my.txt"
     path.write_bytes(b"one\rtwo\nthree\r\r\n")
     assert read_lines(path) == ["one\rtwo", "three"]
-    assert line_number(path, "one\rtwo") == 1
+    assert where(path, "one\rtwo") == "in line 1"
 
 
 def test_lines_are_cut_at_newlines_only(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,11 +187,27 @@ def test_labels_go_with_the_pairs(tmp_path: Path) -> None:
         assert torch.equal(teacher.follow_back(run.held_out, told, key, 3, CPU), run.held_out_noise) == same_noise
 
 
-def test_sources_go_with_the_pairs(tmp_path: Path) -> None:
+def test_sources_go_with_the_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The teacher is told a sentence's source, of the length that it was trained with."""
     text = write_text(tmp_path / "toy.tsv", [f"{line.split()[1]}\t{line}" for line in LINES])
-    options = {"condition": "source", "val_txt_path": text, "steps": 2}
-    weights = teach(text, tmp_path / "teacher", **options)
-    assert train.main(student_flags(text, tmp_path / "run", weights, **options, eval_interval=1)) == 0
+    options = {"condition": "source", "val_txt_path": text, "steps": 2, "drop_condition": 0.5}
+    weights = teach(text, tmp_path / "teacher", **options, source_len=5)
+    assert train.main(student_flags(text, tmp_path / "refused", weights, **options, source_len=4)) == 1
+    assert "--source_len must be 5, as the teacher's is, found 4" in one_sentence(capsys.readouterr().err)
+    flags = student_flags(text, tmp_path / "run", weights, **options, pairs=40, eval_interval=1)
+    run, _ = prepare(train.parse(flags))
+    assert run.lock
+    run.lock.release()
+    ids, given, noises = run.batches.ids, run.batches.conditions, run.batches.noises
+    assert given is not None
+    assert given.shape == (40, 5)
+    for row, source in zip(ids.tolist(), given.tolist(), strict=True):
+        assert source[0] == NONE or run.tokenizer.decode(source) == run.tokenizer.decode(row).split()[1]
+    key = (run.config.seed, Stream.PAIRS, 1)
+    teacher = found(weights)
+    for told, same_noise in ((given, True), (given.roll(1, 0), False)):
+        assert torch.equal(teacher.follow_back(ids, told, key, 3, CPU), noises) == same_noise
+    assert train.main(flags) == 0
 
 
 def test_without_self_conditioning_or_held_out_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,6 +256,7 @@ def test_one_call_is_enough(tmp_path: Path) -> None:
     teacher, student = (load_diffusion(path, device="cpu") for path in (SHIPPED, tmp_path / "ema_0.9999_000120.pt"))
     assert student.is_student
     assert not teacher.is_student
+    assert not replace(teacher, model=student.model).is_student, "not by its settings, which any run may have"
     before, after = (writer.sample(200, steps=1) for writer in (teacher, student))
     assert len(set(before)) < 10
     assert len(set(after)) > 140
@@ -325,6 +343,7 @@ def test_another_teacher(corpus: Path, tmp_path: Path, teacher_run: Path, capsys
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        ({"known_words": True}, "--known_words must be False for a student, found True"),
         ({"hidden_size": 64}, "--hidden_size must be 32, as the teacher's is, found 64; leave it out"),
         ({"objective": "diffusion_lm"}, "--objective must be 'cross_entropy', as the teacher's is"),
         ({"sequence_len": 9}, "--sequence_len must be 8, as the teacher's is, found 9"),

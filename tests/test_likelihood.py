@@ -202,6 +202,13 @@ def test_bad_flags(
     assert not (tmp_path / "x").exists()
 
 
+def test_the_text_is_not_written_over(writer: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = text.read_bytes()
+    assert likelihood.main([str(writer), str(text), *flags(json=text)]) == 1
+    assert "expected a file of its own to write to, found one that is read" in one_sentence(capsys.readouterr().err)
+    assert text.read_bytes() == before
+
+
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfe", None, b"The red red red red red red red apple.\n"])
 def test_bad_texts(content: bytes | None, writer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "text.txt"

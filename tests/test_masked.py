@@ -19,7 +19,7 @@ from text_diffusion.config import ModelConfig
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.losses import Noise
-from text_diffusion.masked import HIDDEN, Masked, MaskedTransformer, bound, masked_loss
+from text_diffusion.masked import HIDDEN, Masked, MaskedTransformer, bound, masked_loss, mean_bound
 from text_diffusion.schedules import named_betas
 from text_diffusion.tokenizer import train_word_level
 
@@ -128,6 +128,14 @@ def test_the_bound_is_one() -> None:
     assert ((-bits).exp() <= walked(model, 12) + 1e-3).all()
 
 
+def test_the_bound_of_a_batch_is_that_of_its_sentences() -> None:
+    model, sentences, batches = network(), every_sentence()[:20], []
+    model.register_forward_pre_hook(lambda _, given: batches.append(len(given[0])))
+    whole, parts = (mean_bound(model, sentences, 3, 0, size) for size in (20, 7))
+    torch.testing.assert_close(parts, whole)
+    assert batches == [20] * 3 + [7, 7, 6] * 3
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus and a run of 400 steps."""
@@ -144,7 +152,9 @@ def test_the_same_loop_trains_it(folder: Path, capsys: pytest.CaptureFixture[str
     lines = (run / "toy-train.txt").read_text(encoding="utf-8").splitlines()
     weights, figures = str(run / "ema_0.9_000400.pt"), run / "bits.json"
     assert likelihood.main([weights, str(run / "toy-train.txt"), "--paths", "8", "--json", str(figures)]) == 0
-    assert "bound" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "bound" in out
+    assert "walk" not in out
     bits = json.loads(figures.read_text())["means"]["bound"]["bits_per_sentence"]
     assert math.log2(len(lines)) - 0.3 <= bits < math.log2(len(lines)) + 1.5
     model = text_diffusion.load(weights)

@@ -104,7 +104,16 @@ def test_training_with_little_memory(corpus: Path, tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("words", ["DefaultCPUAllocator: can't allocate memory: you tried", "std::bad_alloc"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "DefaultCPUAllocator: can't allocate memory: you tried",
+        "std::bad_alloc",
+        "MPS backend out of memory",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate",
+    ],
+)
 def test_how_memory_runs_out(words: str) -> None:
     assert is_out_of_memory(RuntimeError(words))
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))

@@ -21,7 +21,7 @@ from text_diffusion import figures, report, train
 from text_diffusion.generation import load_diffusion
 from text_diffusion.visible import visible
 from text_diffusion.visual.charts import Chart, Series, svg, ticks
-from text_diffusion.visual.folder import latest_weights
+from text_diffusion.visual.folder import latest_weights, read_run
 from text_diffusion.visual.recording import Frame, Word, record
 from text_diffusion.visual.terminal import text_of
 
@@ -336,6 +336,18 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     assert (run / "compare" / "loss.png").is_file()
 
 
+def test_texts_of_a_conditional_run(tmp_path: Path) -> None:
+    """The sentences of its held-out lines, without what they are given."""
+    text = write_text(tmp_path / "toy.tsv", [f"{line}\t{line.split()[1]}" for line in LINES])
+    assert train.main(train_flags(text, tmp_path / "run", condition="labels", steps=2)) == 0
+    run = read_run(tmp_path / "run")
+    held_out = [line.split("\t")[0] for line in (tmp_path / "run/toy-test.tsv").read_text().splitlines()]
+    assert run.sentences("test") == held_out
+    text = write_text(tmp_path / "pairs.tsv", [f"{line.split()[1]}\t{line}" for line in LINES])
+    assert train.main(train_flags(text, tmp_path / "of source", condition="source", steps=2)) == 0
+    assert set(read_run(tmp_path / "of source").sentences("train") or ()) <= set(LINES)
+
+
 # Bad input
 
 
@@ -348,6 +360,9 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
         (["{tmp}/text.txt"], "text.txt: expected a whole checkpoint"),
         (["{run}", "{tmp}/none"], "none: expected the folder of a run"),
         (["{run}", "--out", "{tmp}"], "expected a file to write to, found a folder"),
+        (["{run}/model000006.pt", "--out", "{run}/model000006.pt"], "expected a file of its own to write to"),
+        (["gs://bucket/run"], "expected a run on this machine, found one in a store"),
+        (["{run}", "--out", "az://account/box/page.html"], "expected a file on this machine to write to"),
         (["{run}", "--frames", "1"], "--frames must be between 2 and 400"),
         (["{run}", "--checkpoint", "{run}/model000006.pt"], "expected a teacher"),
     ],

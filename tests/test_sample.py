@@ -17,6 +17,7 @@ import torch
 from toy import (
     SRC,
     contents,
+    environment,
     files,
     flags,
     lines_of,
@@ -79,6 +80,19 @@ def test_jsonl(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
         {"text": text, "index": i, "weights": weights.name, **settings} for i, text in enumerate(lines_of(plain))
     ]
     assert out.splitlines()[:-1] == plain_out.splitlines()[:-1], "sentences on the terminal, whatever is in the file"
+
+
+def test_same_command_twice_is_one_jsonl_file(weights: Path, tmp_path: Path) -> None:
+    """Whatever order a process keeps its sets in."""
+    options = {"num_samples": 2, "steps": 2, "format": "jsonl", "want": "red", "length": "3-6", "avoid": "blue"}
+    for seed in "123":
+        given = flags(model_name_or_path=weights, out_dir=tmp_path / "out", **options)
+        done = subprocess.run(
+            [sys.executable, "-m", "text_diffusion", "sample", *given],
+            env=environment() | {"PYTHONHASHSEED": seed}, check=False, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert len(files(tmp_path / "out")) == 1
 
 
 def test_letters_of_any_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -325,6 +325,19 @@ def test_unfit_texts(raw: bytes | None, message: str, tmp_path: Path, capsys: py
     assert files(tmp_path) == before
 
 
+def test_the_text_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_text(tmp_path / "my.txt", ["one two", "two three"])
+    before = path.read_bytes()
+    for given, message in (
+        ([str(path), "--out", str(path)], "expected a file of its own to write to"),
+        ([str(path), "--out", "gs://bucket/vocab.json"], "expected a file on this machine to write to"),
+        (["gs://bucket/my.txt"], "gs://bucket/my.txt: expected --out FILE beside a text in a store"),
+    ):
+        assert tokenizer.main(["train-word-level", *given]) == 1
+        assert message in one_sentence(capsys.readouterr().err)
+    assert path.read_bytes() == before
+
+
 def test_folder_in_place_of_a_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tokenizer.main(["train-word-level", str(tmp_path)]) == 1
     assert "Is a directory" in one_sentence(capsys.readouterr().err)

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,10 +27,10 @@ from toy import (
 )
 
 import text_diffusion
+from text_diffusion import device, train
 from text_diffusion import run as runs
-from text_diffusion import train
 from text_diffusion.config import TrainConfig
-from text_diffusion.device import pick_precision
+from text_diffusion.device import pick_device, pick_precision
 from text_diffusion.distributed import ALONE
 from text_diffusion.errors import UserError
 from text_diffusion.meter import Meter
@@ -185,12 +186,22 @@ def test_bf16(go: Trained) -> None:
 
 def test_bf16_where_there_is_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """In float32, with a warning; a GPU has it."""
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: False)
     assert pick_precision("bf16", torch.device("cpu")) == "float32"
     assert "this CPU has no bf16 arithmetic; going on in float32" in capsys.readouterr().err
     assert pick_precision("float32", torch.device("cpu")) == "float32"
     assert pick_precision("bf16", torch.device("cuda")) == "bf16"
     assert capsys.readouterr().err == ""
+
+
+def test_each_rank_s_gpu_is_its_process_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not told which GPU to take takes the one of this rank."""
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    assert pick_device("auto", "3,1", replace(ALONE, size=2, local_rank=1)) == torch.device("cuda", 1)
+    assert taken == [torch.device("cuda", 1)]
 
 
 @pytest.mark.parametrize("lines", [LINES[:1] * 3, LINES[:2], LINES[:5]], ids=len)

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from text_diffusion import sample, train
 from text_diffusion import step as step_module
 from text_diffusion.config import DataConfig, DiffusionConfig, ModelConfig, TrainConfig
+from text_diffusion.device import cpu_has_bf16
 from text_diffusion.flags import Options
 from text_diffusion.run import Run
 from text_diffusion.state import TrainState
@@ -127,7 +128,7 @@ def stop_at(step: int, patch: pytest.MonkeyPatch, number: int = signal.SIGINT) -
     patch.setattr(train, "train_step", train_step)
 
 
-HAS_BF16: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+HAS_BF16 = cpu_has_bf16()
 
 
 def one_sentence(err: str) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from text_diffusion.condition import Given, of_labels, of_source
 from text_diffusion.deterministic import cumulated
+from text_diffusion.device import exact
 from text_diffusion.errors import UserError
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.losses import Noise, nll_of_words
@@ -147,8 +148,9 @@ class Autoregressive:
 
 def drawn_word(logits: Tensor, u: Tensor) -> Tensor:
     """The first v at which P(w <= v) exceeds a uniform number: scores (..., V) and numbers (..., 1) to ids (..., 1)."""
-    cumulative = cumulated(logits.double().softmax(dim=-1))
-    return torch.searchsorted(cumulative, u.double(), right=True).clamp_(max=cumulative.shape[-1] - 1)
+    dtype = exact(logits.device)
+    cumulative = cumulated(logits.to(dtype).softmax(dim=-1))
+    return torch.searchsorted(cumulative, u.to(dtype), right=True).clamp_(max=cumulative.shape[-1] - 1)
 
 
 def sentences(

@@ -66,7 +66,7 @@ def calibrate(model: TextDiffusion, sentences: int = 256, steps: int = 50, seed:
             previous = step.pred_xstart
             timesteps.append(step.t)
             words.append(most.indices.cpu().numpy())
-            sure.append(most.values.double().cpu().numpy())
+            sure.append(most.values.cpu().double().numpy())
     shape = (QUARTERS, BINS)
     counts, stays, sums = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape)
     tokenizer, T = model.tokenizer, model.diffusion.num_timesteps

@@ -34,7 +34,7 @@ def fit(
     tokenizer: Tokenizer,
     long_lines: str,
     source: str,
-    line: Callable[[int], int] = (1).__add__,
+    line: Callable[[int], str] = lambda i: f"in line {i + 1}",
 ) -> Tensor:
     """Sentences of any length to one tensor (N, L) int64, padded with [PAD]; [SEP] stays when one is cut.
 
@@ -44,7 +44,7 @@ def fit(
         tokenizer: for its special tokens.
         long_lines: "truncate", "drop" or "error".
         source: where the sentences come from, for messages.
-        line: the number there of the line that sentence i comes from.
+        line: where sentence i stands there.
 
     Raises:
         UserError: a sentence is longer than L and `long_lines` is "error", or none is left after "drop".
@@ -54,7 +54,7 @@ def fit(
         first = too_long[0]
         what = (
             f"{source}: {len(too_long)} of {len(encoded)} sentences are longer than --sequence_len {length}, the first"
-            f" in line {line(first)} with {len(encoded[first])} tokens"
+            f" {line(first)} with {len(encoded[first])} tokens"
         )
         if long_lines == "error":
             raise UserError(f"{what}; raise --sequence_len, or take --long_lines truncate or drop")

@@ -38,15 +38,27 @@ def pick_device(device: str, gpu: str, ranks: Ranks = ALONE) -> torch.device:
             f"expected a GPU for each process on this host, found {len(named)}; start fewer processes, or let each see "
             "all GPUs of its host (srun --gpus-per-node, not --gpus-per-task)"
         )
-    return torch.device("cuda", named[ranks.local_rank])
+    own = torch.device("cuda", named[ranks.local_rank])
+    torch.cuda.set_device(own)  # which shards, pinned memory and NCCL take, as they are not told
+    return own
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
     """`precision`, or float32, with a warning, on a CPU whose bf16 would be imitated hundreds of times more slowly."""
-    if precision == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if precision == "bf16" and device.type == "cpu" and not cpu_has_bf16():
         print("warning: this CPU has no bf16 arithmetic; going on in float32", file=sys.stderr)
         return "float32"
     return precision
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 itself."""
+    return torch._C._has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def exact(device: torch.device | str) -> torch.dtype:
+    """float64, or float32 on a Mac's GPU, which has no other."""
+    return torch.float32 if torch.device(device).type == "mps" else torch.float64
 
 
 def check_compiler(device: torch.device) -> None:

@@ -48,7 +48,14 @@ from text_diffusion.tracking import clock
 
 LEAST_EVIDENCE = 0.25
 LR = 2e-3  # unless another is given: the student has less to learn than the teacher had
-ADJUSTABLE = ("lr", "dropout", "least_evidence")  # what follows from the teacher unless said otherwise
+OWN = {  # settings that a student has whatever its teacher has: no word is known in sampling
+    "known_words": False,
+    "least_evidence": LEAST_EVIDENCE,
+    "lr": LR,
+    "pretrained_model": "",
+    **dict.fromkeys(pretrained.FLAGS[1:], False),
+}
+ADJUSTABLE = ("lr", "dropout", "least_evidence")  # what follows from that unless said otherwise
 SAY_EVERY = 10.0  # seconds
 
 
@@ -170,7 +177,8 @@ def find(given: dict[str, Any], saved: dict[str, Any]) -> Teacher | None:
     settings = _settings(writer)
     for name, value in settings.items():
         if name not in ADJUSTABLE and given.get(name, value) != value:
-            raise UserError(f"--{name} must be {value!r}, as the teacher's is, found {given[name]!r}; leave it out")
+            why = " for a student" if name in OWN else ", as the teacher's is"
+            raise UserError(f"--{name} must be {value!r}{why}, found {given[name]!r}; leave it out")
     fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()
     return Teacher(path, writer, settings, writer.tokenizer.to_json(), fingerprint)
 
@@ -189,8 +197,7 @@ def check_same(teacher: Teacher | None, opt: dict[str, Any] | None, folder: Path
 
 
 def _settings(writer: TextDiffusion) -> dict[str, Any]:
-    """Those of a student: the teacher's, no known words (none are known in sampling), a smaller learning rate."""
+    """Those of a student: the teacher's, but for its own."""
     own: dict[str, Any] = asdict(writer.model.config) | writer.info["diffusion"]
-    own |= {"pretrained_model": "", **dict.fromkeys(pretrained.FLAGS[1:], False)}
-    own |= {"sequence_len": writer.sequence_len, "tokenizer": writer.info["data"]["tokenizer"]}
-    return own | {"known_words": False, "least_evidence": LEAST_EVIDENCE, "lr": LR}
+    own |= {name: writer.info["data"][name] for name in ("tokenizer", "source_len")}
+    return own | {"sequence_len": writer.sequence_len} | OWN

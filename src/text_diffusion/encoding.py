@@ -14,7 +14,7 @@ from text_diffusion.config import DataConfig
 from text_diffusion.corpus import Corpus
 from text_diffusion.data import LONGEST_CHOSEN, choose_length, fit
 from text_diffusion.errors import UserError
-from text_diffusion.files import line_number
+from text_diffusion.files import where
 from text_diffusion.tokenizer import Tokenizer
 
 
@@ -46,7 +46,7 @@ def encode(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> Encoded:
     if corpus.condition == "none":
         return Encoded(config, train, held_out)
     config, given, held_out_given = _given(config, corpus, tokenizer)
-    return Encoded(config, train, held_out, given, held_out_given)
+    return Encoded(config, train, held_out, given, None if held_out is None else held_out_given)
 
 
 def _sentences(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> tuple[DataConfig, Tensor, Tensor | None]:
@@ -67,7 +67,7 @@ def _sentences(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> tupl
         )
 
     def table(encoded: list[list[int]], lines: list[str], source: Path) -> Tensor:  # lines as in the file
-        return fit(encoded, length, tokenizer, config.long_lines, str(source), lambda i: line_number(source, lines[i]))
+        return fit(encoded, length, tokenizer, config.long_lines, str(source), lambda i: where(source, lines[i]))
 
     if config.long_lines == "drop" and held_out and min(map(len, held_out)) > length:
         print(f"warning: every held-out sentence is longer than {length} tokens: no validation", file=sys.stderr)
@@ -90,20 +90,21 @@ def _given(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> tuple[Da
     if corpus.condition == "source" and not config.source_len:
         longest = max(map(len, tokenizer.encode(corpus.train_given + corpus.held_out_given)))
         config = replace(config, source_len=min(longest, LONGEST_CHOSEN))
+    number_of = {label: number for number, label in enumerate(corpus.labels)} | {"": NONE}
     tables = []
     for sentences, given, lines, source in parts:
         kept = list(range(len(sentences)))
         if config.long_lines == "drop":
             kept = [i for i, ids in enumerate(tokenizer.encode(sentences)) if len(ids) <= config.sequence_len]
         if corpus.condition == "labels":
-            tables.append(torch.tensor([corpus.labels.index(given[i]) if given[i] else NONE for i in kept]))
+            tables.append(torch.tensor([number_of[given[i]] for i in kept]))
             continue
         encoded = tokenizer.encode(given)
         for i in kept:
             if len(encoded[i]) > config.source_len:
                 raise UserError(
                     f"{source}: expected sources of at most {config.source_len} tokens ([CLS] and [SEP] included), "
-                    f"found {len(encoded[i])} in line {line_number(source, lines[i])}; shorten it, or take "
+                    f"found {len(encoded[i])} {where(source, lines[i])}; shorten it, or take "
                     f"--source_len {max(map(len, encoded))}"
                 )
         tables.append(encode_sources([given[i] for i in kept], config.source_len, tokenizer, str(source)))

@@ -18,11 +18,11 @@ from text_diffusion import errors, figures
 from text_diffusion.config import EvaluateConfig
 from text_diffusion.errors import UserError
 from text_diffusion.figures import Estimate, Evaluation, Figure, Row
-from text_diffusion.files import check_writable, read_lines, write_atomically
+from text_diffusion.files import read_lines, write_atomically
 from text_diffusion.flags import Parser, add_options, build
 from text_diffusion.grammar import Grammar
 from text_diffusion.launcher import check_alone
-from text_diffusion.remote import local
+from text_diffusion.remote import local, output
 from text_diffusion.teacher import load_teacher
 
 
@@ -67,7 +67,7 @@ def find_grammar(given: str, reference: Path) -> Grammar | None:
     """
     beside = reference.parent / reference.stem.removesuffix("-test") / "grammar.json"
     if given or beside.is_file():
-        return Grammar.load(given or beside)
+        return Grammar.load(local(given) if given else beside)
     return None
 
 
@@ -174,19 +174,14 @@ def command(argv: Sequence[str] | None) -> None:
     check_alone("evaluate")
     if not config.reference:
         raise UserError("--reference must name a file of held-out real text, found nothing")
-    outputs = [Path(name) for name in (config.json, config.markdown) if name]
-    inputs = [name for name in (given["samples"], config.reference, config.train, config.checkpoint) if name]
+    inputs = (given["samples"], config.reference, config.train, config.grammar, config.checkpoint)
     samples = stripped(read_samples(local(given["samples"])))
     reference = stripped(read_lines(local(config.reference)))
     train = stripped(read_lines(local(config.train))) if config.train else None
     grammar = find_grammar(config.grammar, Path(config.reference))
     scorer = load_teacher(config.checkpoint) if config.checkpoint else None
-    for path in outputs:
-        if path.is_dir():
-            raise UserError(f"{path}: expected a file to write to, found a folder")
-        if any(path.exists() and Path(name).exists() and path.samefile(name) for name in inputs):
-            raise UserError(f"{path}: expected a file of its own to write to, found one that is read")
-        check_writable(path.parent)
+    for name in filter(None, (config.json, config.markdown)):
+        output(name, *filter(None, inputs))
 
     result = figures.evaluate(samples, reference, train=train, grammar=grammar, scorer=scorer, seed=config.seed)
     text = as_text(result)

@@ -38,11 +38,16 @@ def read_lines(path: Path, blank: bool = False) -> list[str]:
     return lines
 
 
-def line_number(path: Path, line: str) -> int:
-    """Where a line that `read_lines` gave stands in its file, counted from 1 as an editor does."""
+def where(path: Path, line: str) -> str:
+    """Where a line that `read_lines` gave stands: "in line 5", counted as an editor does; or how it begins.
+
+    (Of a dataset of two files a line may be in the other.)
+    """
     lines = _all_lines(path)
     columns = ["\t".join(part.strip() for part in other.split("\t")) for other in lines]  # those of two columns
-    return next(number for number, both in enumerate(zip(lines, columns, strict=True), 1) if line in both)
+    numbers = (number for number, both in enumerate(zip(lines, columns, strict=True), 1) if line in both)
+    number = next(numbers, None)
+    return f"in line {number}" if number else repr(line if len(line) <= 40 else f"{line[:40]}...")
 
 
 def _all_lines(path: Path) -> list[str]:

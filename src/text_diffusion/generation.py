@@ -85,7 +85,7 @@ class TextDiffusion:
     @property
     def is_student(self) -> bool:
         """Whether the first noise tells it the sentence (see `distillation`)."""
-        return self.model.config.least_evidence > 0
+        return bool(self.info.get("train", {}).get("teacher"))
 
     def sample(
         self, n: int = 10, *, batch_size: int | None = None, controls: Sequence[Control] | Plan = (), **settings: Any

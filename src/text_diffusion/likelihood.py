@@ -25,10 +25,11 @@ from text_diffusion import errors
 from text_diffusion.autoregressive import AT_ONCE, Autoregressive, nlls
 from text_diffusion.bound import PathTerms, Posterior, handover_for, log_decoder, log_mean, path_terms, walk
 from text_diffusion.config import LikelihoodConfig
+from text_diffusion.control.given import needed_by
 from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.data import fit
 from text_diffusion.errors import UserError
-from text_diffusion.files import check_writable, read_lines, write_atomically
+from text_diffusion.files import read_lines, write_atomically
 from text_diffusion.flags import Parser, add_options, build
 from text_diffusion.flow import exact_trace, hutchinson_trace, ode_log_weight, predict_twice
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
@@ -38,6 +39,7 @@ from text_diffusion.launcher import check_alone
 from text_diffusion.masked import Masked, mean_bound
 from text_diffusion.memory import keep_freed_memory
 from text_diffusion.randomness import Stream, draw, normal, uniform
+from text_diffusion.remote import local, output
 from text_diffusion.timesteps import spaced_timesteps
 from text_diffusion.tokenizer import Tokenizer
 
@@ -208,7 +210,8 @@ def figures_of(model: Writer, text: Text, config: LikelihoodConfig) -> Figures:
     if isinstance(model, Autoregressive):
         return measure_exactly(model, text, config)
     if isinstance(model, Masked):
-        nats = mean_bound(model.model, text.ids.to(model.device), config.paths, config.seed)
+        ids = text.ids.to(model.device)
+        nats = mean_bound(model.model, ids, config.paths, config.seed, config.batch_size or AT_ONCE)
         return Figures({"bound": nats.cpu() / BIT}, [], torch.zeros(0), 0)
     return measure(model, text, config)
 
@@ -242,7 +245,7 @@ NAMES = {
     "reconstruction": "reconstruction",
     "kl": "KL, all steps",
     "prior": "prior",
-    "bound": "bound of the walk",
+    "bound": "bound",
     "importance_sampled": "the same, {paths} paths together",
     "flow_bound": "bound of the flow, but for its {flow_steps} steps",
     "flow_importance_sampled": "the same, {paths} draws together",
@@ -261,6 +264,7 @@ def table(figures: Figures, text: Text, config: LikelihoodConfig) -> str:
         values = figures.lines[name]
         mean = float(values.mean())
         shown = f"{mean:.3f}" if len(values) < 2 else f"{mean:.3f} ± {standard_error(values):.3f}"
+        title += " of the walk" if name == "bound" and figures.timesteps else ""
         title = title.format(paths=config.paths, flow_steps=config.flow_steps)
         rows.append(f"{title:34}{shown:>20}{mean * len(values) / text.tokens:>12.4f}")
         if name == "kl":
@@ -308,7 +312,7 @@ def command(argv: Sequence[str] | None) -> None:
     """Parse, load, measure, report."""
     parser = Parser(prog="text-diffusion likelihood", description="How many bits a model needs for a text.")
     parser.add_argument("weights", metavar="CKPT", help="weights file (model*.pt or ema_*.pt)")
-    parser.add_argument("text", metavar="FILE", type=Path, help="text, one sentence a line")
+    parser.add_argument("text", metavar="FILE", help="text, one sentence a line")
     add_options(parser, LikelihoodConfig)
     given = vars(parser.parse_args(argv))
     config = build(LikelihoodConfig, given)
@@ -322,12 +326,10 @@ def command(argv: Sequence[str] | None) -> None:
             "more of it, and of their bounds, its teacher knows more",
             file=sys.stderr,
         )
-    text = read_text(given["text"], model.tokenizer, model.sequence_len, config.lines)
-    true = true_bits(Path(config.grammar), text.lines) if config.grammar else None
+    text = read_text(local(given["text"]), model.tokenizer, model.sequence_len, config.lines)
+    true = true_bits(local(config.grammar), text.lines) if config.grammar else None
     if config.json:
-        if Path(config.json).is_dir():
-            raise UserError(f"{config.json}: expected a file to write to, found a folder")
-        check_writable(Path(config.json).parent)
+        output(config.json, given["weights"], given["text"], *filter(None, [config.grammar]))
     figures = figures_of(model, text, config)
     if true is not None:
         first = figures.lines["exact" if "exact" in figures.lines else "bound"]
@@ -339,7 +341,7 @@ def command(argv: Sequence[str] | None) -> None:
     print(f"{given['text']}: {len(text.lines)} lines, {text.tokens} tokens; {given['weights']}{steps}")
     print(table(figures, text, config))
     if config.json:
-        about = {"weights": given["weights"], "file": str(given["text"]), "seed": config.seed, "paths": config.paths}
+        about = {"weights": given["weights"], "file": given["text"], "seed": config.seed, "paths": config.paths}
         if isinstance(model, TextDiffusion):
             about["estimate"] = "fresh" if is_fresh(model, config) else "carried"
         data = contents(figures, text, config, about)
@@ -356,6 +358,11 @@ def check_flags(model: Writer, config: LikelihoodConfig, given: dict[str, Any]) 
     Raises:
         UserError: naming the first of them.
     """
+    if needed := needed_by(model):
+        raise UserError(
+            f"{given['weights']}: expected a model of text alone, found one that cannot do without {needed}; one "
+            "trained with --drop_condition above 0 can"
+        )
     if not isinstance(model, TextDiffusion):
         own = ("paths", "seed") if isinstance(model, Masked) else ()
         if named := [name for name in OF_DIFFUSION if name in given and name not in own]:

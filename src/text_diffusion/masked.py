@@ -91,12 +91,12 @@ def bound(
 
 
 @torch.no_grad()
-def mean_bound(model: MaskedTransformer, input_ids: Tensor, paths: int, seed: int) -> Tensor:
+def mean_bound(model: MaskedTransformer, input_ids: Tensor, paths: int, seed: int, batch_size: int = AT_ONCE) -> Tensor:
     """Eq. (2) in nats of sentences (N, L), the mean over `paths` times, one from each of as many equal parts, (N,)."""
     sums = torch.zeros(len(input_ids), device=input_ids.device)
     for path in range(paths):
-        for start in range(0, len(input_ids), AT_ONCE):
-            ids = input_ids[start : start + AT_ONCE]
+        for start in range(0, len(input_ids), batch_size):
+            ids = input_ids[start : start + batch_size]
             key = (seed, Stream.LIKELIHOOD, path)
             u = draw(uniform, key, start, start + len(ids), (ids.shape[1] + 1,), ids.device)
             time = (path + 1 - u[:, 0]) / paths

@@ -31,8 +31,8 @@ def keep_freed_memory() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is how Python, CUDA or PyTorch's CPU allocator say so."""
-    said = ("can't allocate memory", "std::bad_alloc")  # of the CPU's allocator; of C++, around it
+    """Whether this is how Python, PyTorch's CPU allocator, C++ around it, a GPU or its libraries say so."""
+    said = ("can't allocate memory", "std::bad_alloc", "out of memory", "ALLOC_FAILED")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in said)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from text_diffusion.errors import UserError
-from text_diffusion.files import write_atomically
+from text_diffusion.files import check_writable, write_atomically
 
 T = TypeVar("T")
 SCHEMES = ("gs://", "az://")
@@ -83,6 +83,23 @@ def local(path: str) -> Path:
     if not versions.has(target.name, version):
         fetch(store, path, target)
         versions.note(target.name, version)
+    return target
+
+
+def output(path: str, *read: str) -> Path:
+    """A file on this machine that is to be written, by a command that reads others.
+
+    Raises:
+        UserError: it is in a store, is a folder or one of those that are read, or cannot be written.
+    """
+    if is_remote(path):
+        raise UserError(f"{path}: expected a file on this machine to write to, found one in a store")
+    target = Path(path)
+    if target.is_dir():
+        raise UserError(f"{path}: expected a file to write to, found a folder")
+    if target.exists() and any(Path(name).exists() and target.samefile(name) for name in read):
+        raise UserError(f"{path}: expected a file of its own to write to, found one that is read")
+    check_writable(target.parent)
     return target
 
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from text_diffusion import errors
 from text_diffusion.config import ReportConfig
 from text_diffusion.errors import UserError
-from text_diffusion.files import check_writable, write_atomically
+from text_diffusion.files import write_atomically
 from text_diffusion.flags import Parser, add_options, build
 from text_diffusion.launcher import check_alone
 from text_diffusion.memory import keep_freed_memory
+from text_diffusion.remote import is_remote, output
 from text_diffusion.teacher import load_teacher
 from text_diffusion.visual import pictures, plots, terminal
 from text_diffusion.visual.findings import Findings, find
@@ -27,16 +28,20 @@ from text_diffusion.visual.folder import RunFolder, read_run
 from text_diffusion.visual.page import page
 
 
-def output_path(runs: Sequence[RunFolder], out: str) -> Path:
-    """Where the page goes.
+def usual_path(runs: Sequence[RunFolder]) -> Path:
+    """Where the page goes unless it is said."""
+    return runs[0].path / ("report.html" if len(runs) == 1 else "compare.html")
+
+
+def on_this_machine(path: str) -> Path:
+    """A run's folder or weights file.
 
     Raises:
-        UserError: that is a folder.
+        UserError: it is in a store.
     """
-    path = Path(out) if out else runs[0].path / ("report.html" if len(runs) == 1 else "compare.html")
-    if path.is_dir():
-        raise UserError(f"{path}: expected a file to write to, found a folder")
-    return path
+    if is_remote(path):
+        raise UserError(f"{path}: expected a run on this machine, found one in a store; copy its folder here")
+    return Path(path)
 
 
 def tell_apart(runs: Sequence[RunFolder]) -> None:
@@ -66,16 +71,15 @@ def draw(findings: Sequence[Findings], folder: Path) -> None:
 def command(argv: Sequence[str] | None) -> None:
     """Parse, read, ask the models, write."""
     parser = Parser(prog="text-diffusion report", description="Write a page about a run, or compare several.")
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a run, or a weights file")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run, or a weights file")
     add_options(parser, ReportConfig)
     given = vars(parser.parse_args(argv))
     config = build(ReportConfig, given)
     check_alone("report")
-    runs = [read_run(path) for path in given["runs"]]
-    path = output_path(runs, config.out)
+    runs = [read_run(on_this_machine(path)) for path in given["runs"]]
+    path = output(config.out or str(usual_path(runs)), *given["runs"])
     if config.play:
         terminal.check()
-    check_writable(path.parent)
     tell_apart(runs)
     keep_freed_memory()
 

@@ -110,8 +110,9 @@ def contents(sentences: Sequence[str], model: Writer, config: SampleConfig, cont
     if config.format == "jsonl":
         how = {name: getattr(config, name) for name in own_settings(model)}
         how = asdict(sampling(config)) if isinstance(model, TextDiffusion) else how
-        steering = dict(asdict(control).items() - asdict(ControlConfig()).items())  # what was asked for
-        about = {"weights": Path(config.model_name_or_path).name, **how, **steering}
+        usual = asdict(ControlConfig())
+        asked = {name: value for name, value in asdict(control).items() if value != usual[name]}
+        about = {"weights": Path(config.model_name_or_path).name, **how, **asked}
         lines = [json.dumps({"text": text, "index": i, **about}, ensure_ascii=False) for i, text in enumerate(lines)]
     return "".join(line + "\n" for line in lines).encode()
 

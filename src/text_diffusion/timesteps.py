@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from text_diffusion.deterministic import cumulated
+from text_diffusion.device import exact
 from text_diffusion.errors import UserError
 from text_diffusion.fitted_time import FittedSampler, fitted_time, monotone
 from text_diffusion.schedules import Array
@@ -141,7 +142,7 @@ class LossSecondMomentSampler:
         # The row after the last takes in what is not kept.
         self.losses = torch.zeros(diffusion_steps + 1, self.HISTORY, device=device)
         self.counts = torch.zeros(diffusion_steps, dtype=torch.int64, device=device)
-        self.exact = torch.float32 if torch.device(device).type == "mps" else torch.float64  # which that has not
+        self.exact = exact(device)
 
     def probabilities(self) -> Tensor:
         """p(t), shape (T,), float64."""

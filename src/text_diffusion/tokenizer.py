@@ -23,6 +23,7 @@ from text_diffusion import errors
 from text_diffusion.errors import UserError
 from text_diffusion.files import read_lines, write_atomically
 from text_diffusion.flags import Parser
+from text_diffusion.remote import is_remote, local, output
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 KINDS = ("word-level", "byte-level")
@@ -151,21 +152,23 @@ def command(argv: Sequence[str] | None) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="train-word-level|train-byte-level")
     for kind in KINDS:
         sub = kinds.add_parser(f"train-{kind}", help=f"writes {kind}-vocab.json beside FILE")
-        sub.add_argument("file", type=Path, metavar="FILE", help="text, one sentence a line")
+        sub.add_argument("file", metavar="FILE", help="text, one sentence a line")
         default = "all words" if kind == "word-level" else str(BYTE_LEVEL_VOCAB_SIZE)
         sub.add_argument("--vocab_size", type=int, help=f"largest number of tokens (default {default})")
         sub.add_argument("--lowercase", action="store_true", help="lower-case the text")
-        sub.add_argument("--out", type=Path, help="write here instead")
+        sub.add_argument("--out", help="write here instead")
     args = parser.parse_args(argv)
     kind = args.kind.removeprefix("train-")
     smallest = len(SPECIAL_TOKENS) + (256 if kind == "byte-level" else 1)
     if args.vocab_size is not None and args.vocab_size < smallest:
         raise UserError(f"--vocab_size must be at least {smallest}, found {args.vocab_size}")
 
-    lines = read_lines(args.file)
+    if is_remote(args.file) and not args.out:
+        raise UserError(f"{args.file}: expected --out FILE beside a text in a store, found none")
+    lines = read_lines(local(args.file))
+    path = output(args.out or str(Path(args.file).parent / f"{kind}-vocab.json"), args.file)
     options = {"lowercase": args.lowercase} | ({"vocab_size": args.vocab_size} if args.vocab_size else {})
     tokenizer = (train_word_level if kind == "word-level" else train_byte_level)(lines, **options)
-    path = args.out or args.file.parent / f"{kind}-vocab.json"
     save(tokenizer, path)
 
     expected = [line.lower() for line in lines] if args.lowercase else lines

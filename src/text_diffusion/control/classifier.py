@@ -155,7 +155,7 @@ def is_finite(network: NoisyClassifier) -> bool:
 
 def fingerprint(writer: TextDiffusion) -> str:
     """Changes with the embeddings, the schedule or the vocabulary: what a classifier's input consists of."""
-    digest = hashlib.sha256(writer.model.embeddings.detach().cpu().numpy().tobytes())
+    digest = hashlib.sha256(writer.model.word_embedding.weight.detach().cpu().numpy().tobytes())
     digest.update(writer.diffusion.betas.tobytes())
     digest.update(repr(sorted(writer.tokenizer.backend.get_vocab().items())).encode())
     return digest.hexdigest()[:16]

@@ -48,6 +48,14 @@ class Sources:
     where: str = "the sources"
 
 
+def needed_by(writer: Writer) -> str:
+    """The flag without which a model cannot write, as it has never been given nothing; or an empty string."""
+    config = writer.model.config
+    if config.condition == "none" or config.drop_condition > 0:
+        return ""
+    return "--label" if config.condition == "labels" else "--source_file"
+
+
 def given_of(controls: Sequence[object], writer: Writer) -> Given | None:
     """What the controls give a model, checked against what it was trained with.
 
@@ -59,8 +67,7 @@ def given_of(controls: Sequence[object], writer: Writer) -> Given | None:
     if len(found) > 1:
         raise UserError("one label of the model's own, or one set of sources, is expected, found several")
     if not found:
-        if config.condition != "none" and config.drop_condition == 0:
-            needed = "--label" if config.condition == "labels" else "--source_file"
+        if needed := needed_by(writer):
             raise UserError(f"a model that was trained with --drop_condition 0 expects {needed}, found none")
         return None
     control = found[0]

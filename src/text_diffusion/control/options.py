@@ -15,6 +15,7 @@ from text_diffusion.control.steering import InnerSteps
 from text_diffusion.errors import UserError
 from text_diffusion.files import read_lines
 from text_diffusion.flags import Options, option
+from text_diffusion.remote import local
 
 if TYPE_CHECKING:
     from text_diffusion.generation import TextDiffusion
@@ -96,7 +97,7 @@ class ControlConfig(Options):
         Raises:
             UserError: the file cannot be read.
         """
-        lines = read_lines(Path(self.template_file)) if self.template_file else [self.template]
+        lines = read_lines(local(self.template_file)) if self.template_file else [self.template]
         for line in lines:
             yield [Template(line, self.allow_unk)] if line else []
 
@@ -123,7 +124,7 @@ class ControlConfig(Options):
         return found + self._by_classifiers(labels, paths or [str(beside(weights))], model)
 
     def _by_classifiers(self, labels: list[str], paths: list[str], model: TextDiffusion) -> list[Control]:
-        classifiers = {path: load(Path(path), model) for path in paths}
+        classifiers = {path: load(local(path), model) for path in paths}
         if len(paths) == 1 and self.label in classifiers[paths[0]].labels:
             labels = [self.label]  # one with a comma in it
         if len(paths) != len(labels):
@@ -149,7 +150,7 @@ class ControlConfig(Options):
         """
         if not self.source_file:
             return []
-        lines = read_lines(Path(self.source_file), blank=True)
+        lines = read_lines(local(self.source_file), blank=True)
         for number, line in enumerate(lines, 1):
             if not line.strip() or "\t" in line:
                 found = "a tab" if line.strip() else "an empty line"

@@ -24,12 +24,13 @@ from text_diffusion.control import labeled
 from text_diffusion.control.classifier import Classifier, NoisyClassifier, Sizes
 from text_diffusion.data import fit
 from text_diffusion.errors import UserError
-from text_diffusion.files import check_writable, project_root
+from text_diffusion.files import project_root
 from text_diffusion.flags import Options, Parser, add_options, build, option
 from text_diffusion.generation import TextDiffusion, load_diffusion
 from text_diffusion.launcher import check_alone
 from text_diffusion.memory import keep_freed_memory
 from text_diffusion.randomness import Stream, draw, mix, normal, uniform
+from text_diffusion.remote import is_remote, local, output
 
 LEVELS = 10  # of noise, that the accuracy is reported at
 
@@ -51,15 +52,15 @@ class ClassifierConfig(Options):
     gpu: str = option("all", "GPUs to use, separated by commas, or all")
 
 
-def labeled_path(config: ClassifierConfig, writer: TextDiffusion, weights: Path) -> Path:
+def labeled_path(config: ClassifierConfig, writer: TextDiffusion, weights: str) -> Path:
     """The labelled file that was given, or that of the model's dataset.
 
     Raises:
         UserError: there is none.
     """
     if config.labeled:
-        return Path(config.labeled)
-    name = Path(str(writer.info.get("data", {}).get("dataset", weights.parent.name))).stem
+        return local(config.labeled)
+    name = Path(str(writer.info.get("data", {}).get("dataset", Path(weights).parent.name))).stem
     path = project_root() / "data" / name / f"{name}_labeled.tsv"
     if not path.is_file():
         raise UserError(f"{path}: expected lines `sentence TAB label`, found no file; --labeled FILE names another")
@@ -133,21 +134,20 @@ def report(classifier: Classifier, writer: TextDiffusion, ids: Tensor, labels: T
 def command(argv: Sequence[str] | None) -> None:
     """Parse, load, train, report, write."""
     parser = Parser(prog="train_classifier", description="Learn p(label | x_t) for guidance.")
-    parser.add_argument("weights", type=Path, metavar="CKPT", help="weights file of the diffusion model")
+    parser.add_argument("weights", metavar="CKPT", help="weights file of the diffusion model")
     add_options(parser, ClassifierConfig)
     given = vars(parser.parse_args(argv))
-    weights = given.pop("weights")
+    weights: str = given.pop("weights")
     config = build(ClassifierConfig, given)
+    if is_remote(weights) and not config.out:
+        raise UserError(f"{weights}: expected --out FILE beside weights in a store, found none")
     check_alone("train_classifier")
     if config.hidden_size % 4:
         raise UserError(f"--hidden_size must be a multiple of 4, the heads that share it, found {config.hidden_size}")
     keep_freed_memory()
     writer = load_diffusion(weights, device=config.device, gpu=config.gpu, tokenizer=config.tokenizer)
     rows = labeled.read(labeled_path(config, writer, weights))
-    out = Path(config.out) if config.out else classifiers.beside(weights)
-    if out.is_dir():
-        raise UserError(f"--out must name a file, found the folder {out}")
-    check_writable(out.parent)
+    out = output(config.out or str(classifiers.beside(Path(weights))), weights, config.labeled or weights)
     ids, labels = encode(rows.train, rows.labels, writer)
     unknown = writer.tokenizer.unknown_share(writer.tokenizer.encode([sentence for sentence, _ in rows.train]))
     print(
@@ -161,7 +161,7 @@ def command(argv: Sequence[str] | None) -> None:
     sizes = Sizes(
         writer.model.config.in_channel, writer.sequence_len, len(rows.labels), config.hidden_size, config.num_layers
     )
-    classifier = classifiers.new(writer, rows.labels, sizes, weights.name)
+    classifier = classifiers.new(writer, rows.labels, sizes, Path(weights).name)
     train(classifier, writer, ids, labels, config)
     if rows.held_out:
         print("\n".join(report(classifier, writer, *encode(rows.held_out, rows.labels, writer))))

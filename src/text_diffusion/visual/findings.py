@@ -13,8 +13,8 @@ from text_diffusion import evaluate, figures, metrics
 from text_diffusion.autoregressive import WordTransformer
 from text_diffusion.calibration import Calibration, calibrate
 from text_diffusion.config import ReportConfig
+from text_diffusion.control.given import needed_by
 from text_diffusion.figures import FEWEST, Evaluation, Scorer
-from text_diffusion.files import read_lines
 from text_diffusion.generation import TextDiffusion, load
 from text_diffusion.grammar import Grammar
 from text_diffusion.ngrams import Lines
@@ -83,9 +83,12 @@ def find(run: RunFolder, config: ReportConfig, scorer: Scorer | None, say: Say) 
         run.settings = {name: dict(model.info[name]) for name in groups if isinstance(model.info.get(name), dict)}
     findings.objective = model.model.config.objective
     findings.words = words(model.model, model.tokenizer)
-    texts = {part: run.text(part) for part in ("train", "test")}
-    grammar = evaluate.find_grammar("", texts["test"]) if texts["test"] else None
-    reference, train = (read_lines(path) if path else None for path in (texts["test"], texts["train"]))
+    if needed := needed_by(model):
+        run.missing["samples and all that is measured of them"] = f"this model cannot write without {needed}"
+        return findings
+    held_out = run.text("test")
+    grammar = evaluate.find_grammar("", held_out) if held_out else None
+    reference, train = run.sentences("test"), run.sentences("train")
     if isinstance(model, TextDiffusion):
         findings.steps = min(config.steps, model.diffusion.num_timesteps)
         findings.samples = model.sample(config.samples, steps=findings.steps, seed=config.seed)

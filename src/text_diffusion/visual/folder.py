@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from text_diffusion.errors import UserError
-from text_diffusion.files import project_root
+from text_diffusion.files import project_root, read_lines
 
 Row = dict[str, float]
 
@@ -49,8 +49,21 @@ class RunFolder:
         name = Path(str(data.get("dataset", ""))).stem
         candidates = [Path(str(given))] if given else []
         if name:
-            candidates += [self.path / f"{name}-{part}.txt", project_root() / "data" / f"{name}-{part}.txt"]
+            own = [self.path / f"{name}-{part}.{ending}" for ending in ("tsv", "txt")]  # with a condition, without
+            candidates += [*own, project_root() / "data" / f"{name}-{part}.txt"]
         return next((path for path in candidates if path.is_file()), None)
+
+    def sentences(self, part: str) -> list[str] | None:
+        """The lines of that file; with a condition, what the model is to say in them.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        path, condition = self.text(part), self.settings.get("model", {}).get("condition", "none")
+        if path is None:
+            return None
+        rows = [line.split("\t") for line in read_lines(path)]
+        return ["\t".join(row) if condition == "none" else row[-1 if condition == "source" else 0] for row in rows]
 
 
 def read_run(path: Path) -> RunFolder:
