@@ -22,7 +22,7 @@ from text_diffusion.control import Scorer, Template
 from text_diffusion.control.vocabulary import Vocabulary
 from text_diffusion.errors import UserError
 from text_diffusion.generation import TextDiffusion
-from text_diffusion.timesteps import spaced_timesteps
+from text_diffusion.spacing import spaced_timesteps
 
 RESAMPLINGS = 5
 STRENGTH = 20.0  # of `gradient`; below, fewer known words come out

@@ -48,8 +48,9 @@ from text_diffusion.quick import quicken
 from text_diffusion.randomness import Stream, draw, normal
 from text_diffusion.samplers import ancestral
 from text_diffusion.schedules import named_betas
+from text_diffusion.spacing import spaced_timesteps
 from text_diffusion.step import gradient, train_step
-from text_diffusion.timesteps import TIMESTEP_SAMPLERS, spaced_timesteps
+from text_diffusion.timesteps import TIMESTEP_SAMPLERS
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -39,7 +39,7 @@ from text_diffusion.grammar import Grammar
 from text_diffusion.likelihood import BIT, Text, measure, measure_exactly, read_text, standard_error, true_bits
 from text_diffusion.masked import Masked, mean_bound
 from text_diffusion.objectives import OBJECTIVES
-from text_diffusion.timesteps import spaced_timesteps
+from text_diffusion.spacing import spaced_timesteps
 
 MASKED_PATHS = 64  # a path is one call of a masked model, and T of them of a diffusion model
 

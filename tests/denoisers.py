@@ -11,7 +11,7 @@ from torch import Tensor
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.samplers import Step
 from text_diffusion.schedules import named_betas
-from text_diffusion.timesteps import spaced_timesteps
+from text_diffusion.spacing import spaced_timesteps
 
 MU, STD = 1.5, 0.5
 

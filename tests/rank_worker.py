@@ -32,6 +32,8 @@ CASES: dict[str, dict[str, Any]] = {
         "steps": 8, "batch_size": 64, "schedule_sampler": "loss-second-moment", "diffusion_steps": 4,
     },
     "autoregressive": {"steps": 2, "batch_size": 16, "objective": "autoregressive"},
+    "words": {"steps": 6, "batch_size": 64, "objective": "cross_entropy"},
+    "words fsdp": {"steps": 6, "batch_size": 64, "objective": "cross_entropy", "parallel": "fsdp"},
     "student": {"steps": 3, "batch_size": 72, "teacher": ".pt", "pairs": 600, "teacher_levels": 3},
     "labels": {"steps": 3, "batch_size": 72, "microbatch": 6, "condition": "labels", "drop_condition": 0.5},
 }  # fmt: skip
@@ -80,7 +82,7 @@ def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 def _unfit(case: dict[str, Any]) -> tuple[str, ...]:
     """Sizes that a case takes from elsewhere, or has not."""
-    if "teacher" in case:
+    if "teacher" in case or case.get("objective") == "cross_entropy":
         return ("diffusion_steps",)
     return ("diffusion_steps", "num_channels") if case.get("objective") == "autoregressive" else ()
 

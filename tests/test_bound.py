@@ -28,7 +28,7 @@ from text_diffusion.bound import (
 from text_diffusion.gaussian_diffusion import Gaussian, GaussianDiffusion
 from text_diffusion.samplers import Denoise
 from text_diffusion.schedules import named_betas
-from text_diffusion.timesteps import spaced_timesteps
+from text_diffusion.spacing import spaced_timesteps
 
 Normal: Any = torch.distributions.Normal  # its methods have no types
 

@@ -25,8 +25,8 @@ from text_diffusion.run import prepare
 from text_diffusion.samplers import dpm_solver, invert
 from text_diffusion.sampling import Sampling
 from text_diffusion.schedules import log_snr_at
+from text_diffusion.spacing import spaced_timesteps
 from text_diffusion.step import examples, noise_of
-from text_diffusion.timesteps import spaced_timesteps
 from text_diffusion.validation import validate
 
 SHIPPED = Path(__file__).resolve().parents[1] / "ckpts/simple-cross-entropy/ema_0.9999_010000.pt"
@@ -203,6 +203,7 @@ def test_sources_go_with_the_pairs(tmp_path: Path, capsys: pytest.CaptureFixture
     assert given.shape == (40, 5)
     for row, source in zip(ids.tolist(), given.tolist(), strict=True):
         assert source[0] == NONE or run.tokenizer.decode(source) == run.tokenizer.decode(row).split()[1]
+    assert noises is not None
     key = (run.config.seed, Stream.PAIRS, 1)
     teacher = found(weights)
     for told, same_noise in ((given, True), (given.roll(1, 0), False)):

@@ -36,6 +36,14 @@ def said() -> str:
     return "\n".join(texts)
 
 
+def test_reading_order_names_every_module() -> None:
+    package = ROOT / "src" / "text_diffusion"
+    text = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+    modules = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    named = set(re.findall(r"``(\w+)``", text.partition("Reading order")[2]))
+    assert named == {name for name in modules if not name.startswith("_")}
+
+
 @pytest.mark.parametrize("message", quoted())
 def test_quoted_messages_are_said(message: str) -> None:
     """Word by word; `...`, capital single letters and numbers stand for values."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from text_diffusion.gaussian_diffusion import GaussianDiffusion
 from text_diffusion.samplers import Denoise, Step, ancestral, ddim, dpm_solver, heun, invert
 from text_diffusion.schedules import named_betas
-from text_diffusion.timesteps import churned, spaced_timesteps
+from text_diffusion.spacing import churned, spaced_timesteps
 
 # DDIM
 

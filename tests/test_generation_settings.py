@@ -16,7 +16,7 @@ from untrained import L, T, build, final
 from text_diffusion.generation import TextDiffusion, nearest_embedding
 from text_diffusion.samplers import Step
 from text_diffusion.sampling import Sampling
-from text_diffusion.timesteps import spaced_timesteps
+from text_diffusion.spacing import spaced_timesteps
 
 
 @pytest.fixture(scope="module")

@@ -196,7 +196,7 @@ def test_bf16_where_there_is_none(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_each_rank_s_gpu_is_its_process_s(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not told which GPU to take takes the one of this rank."""
-    taken = []
+    taken: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)

@@ -96,9 +96,9 @@ def weights_of(folder: Path, pattern: str = "*.pt") -> dict[str, Any]:
 
 
 def everything(folder: Path, step: int) -> dict[str, Any]:
-    """All that training changes, of the checkpoint at a step: weights, averages, optimizer, sampler of t."""
+    """All that training changes, of the checkpoint at a step: weights, averages, optimizer, what was measured."""
     opt = contents(folder / f"opt{step:06d}.pt")
-    state = {name: opt[name] for name in ("step", "optimizer", "emas", "timestep_sampler")}
+    state = {name: opt[name] for name in ("step", "optimizer", "emas", "timestep_sampler", "loss_by_timestep")}
     shards = {path.name: load_file(path) for path in sorted((folder / f"opt{step:06d}.shards").glob("*.safetensors"))}
     return state | {"weights": weights_of(folder, f"*{step:06d}*.pt"), "shards": shards}
 

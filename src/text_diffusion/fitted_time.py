@@ -3,7 +3,7 @@
     F(t) = (1 - e) (l(t) - l(0)) / (l(T-1) - l(0)) + e t / (T-1),    l: the mean loss at t, made monotone
 
 rises from 0 to 1 as t does. A uniform number u becomes t = F^-1(u): in training many t where the loss rises fast, in
-sampling (`timesteps.spaced_timesteps`) steps that each make equally much of it. The share e keeps every t in view.
+sampling (`spacing.spaced_timesteps`) steps at places on it. The share e keeps every t in view.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from text_diffusion.randomness import Stream, draw, normal, truncated_normal
 from text_diffusion.remote import local
 from text_diffusion.samplers import Denoise, Step, ancestral, ddim, dpm_solver, heun
 from text_diffusion.sampling import Sampling
-from text_diffusion.timesteps import churned, closing_power, spaced_timesteps
+from text_diffusion.spacing import churned, closing_power, spaced_timesteps
 from text_diffusion.tokenizer import Tokenizer
 
 BATCH_MEMORY = 64 * 2**20  # bytes of activations or logits that a chosen batch may need at once

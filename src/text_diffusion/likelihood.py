@@ -40,7 +40,7 @@ from text_diffusion.masked import Masked, mean_bound
 from text_diffusion.memory import keep_freed_memory
 from text_diffusion.randomness import Stream, draw, normal, uniform
 from text_diffusion.remote import local, output
-from text_diffusion.timesteps import spaced_timesteps
+from text_diffusion.spacing import spaced_timesteps
 from text_diffusion.tokenizer import Tokenizer
 
 BIT = math.log(2)  # nats

@@ -62,7 +62,9 @@ def resume(run: Run, state: TrainState, opt: dict[str, Any], saved: dict[str, An
             file=sys.stderr,
         )
     if steps != saved["steps"]:
-        print(f"STEPS was {saved['steps']} and is {steps}: the learning-rate schedule changed", file=sys.stderr)
+        is_known = run.model_config.objective == "cross_entropy" and run.model_config.known_words
+        also = " and the share of known words" if is_known else ""
+        print(f"STEPS was {saved['steps']} and is {steps}: the learning-rate schedule{also} changed", file=sys.stderr)
 
 
 def _shared(ranks: int, parallel: object) -> str:

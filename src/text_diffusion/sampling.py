@@ -21,7 +21,7 @@ class Sampling:
         sequence_len: tokens in a sentence, at most the model's, which is the default.
         sampler: "ancestral", "ddim", "dpm-solver++" or "heun" (see `samplers`); "auto" is chosen
             (see `chosen`).
-        spacing: which timesteps are kept: "auto", "loss", "uniform" or "log-snr" (see `timesteps.spaced_timesteps`).
+        spacing: which timesteps are kept: "auto", "loss", "uniform" or "log-snr" (see `spacing.spaced_timesteps`).
         eta: of ddim, 0..1: the share of the noise that is drawn anew at each step; 0 if not given.
         resample: of ancestral: network calls at each level of noise, of which there are fewer then.
         churn: of dpm-solver++ and heun: how much noise is added again on the way, in all; none if not given.
