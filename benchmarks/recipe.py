@@ -72,8 +72,8 @@ CALLS = (2, 4, 8, 16, 32)
 OF_TEXT = ("js_3", "mauve", "unique", "novel")  # figures of samples of a language that is not known
 CODE = (  # a row is as good as new until one of these changes
     *("modeling", "modern", "losses", "cross_entropy", "chunked", "masked", "autoregressive", "objectives", "step"),
-    *("gaussian_diffusion", "schedules", "timesteps", "spacing", "fitted_time", "loss_by_timestep", "samplers", "sampling"),
-    *("ema", "condition"),
+    *("gaussian_diffusion", "schedules", "timesteps", "spacing", "fitted_time", "loss_by_timestep"),
+    *("samplers", "sampling", "ema", "condition"),
     *("muon", "shared_evidence", "neighbours", "bound", "likelihood"),
 )
 KEY = ("way", "dataset", "seed")

@@ -8,8 +8,6 @@ from pathlib import Path
 from toy import LINES, train_flags, write_text
 from zygote import Zygote, ended, start_ranks
 
-from text_diffusion.errors import Refused
-
 
 def refusals(zygote: Zygote, *commands: list[str]) -> list[str]:
     """The errors of ranks that are all refused."""
@@ -80,8 +78,3 @@ def test_port_in_use(zygote: Zygote, corpus: Path, tmp_path: Path) -> None:
         assert ended([process]) == [1]
     assert f"error: expected port {port} on 127.0.0.1 to be free, found it in use; set MASTER_PORT" in process.err
     assert "Traceback" not in process.err
-
-
-def test_refusal_is_said_once() -> None:
-    assert Refused("x", said=True).said
-    assert str(Refused("x")) == "x"

@@ -19,9 +19,10 @@ Reading order: ``schedules``, ``gaussian_diffusion``, ``losses``, ``modeling``, 
 ``cross_entropy``, the default objective, with ``fitted_time``, ``shared_evidence`` and ``neighbours``,
 ``distillation``, its students, and ``modern``, the second kind of layers. The rest is plumbing: ``config`` (every
 setting and its default), ``flags``, ``tokenizer``, ``corpus`` and ``data`` (text to batches), ``randomness``,
-``timesteps``, ``loss_by_timestep``, ``muon``, ``ema``; ``run``, ``resuming``, ``state``, ``checkpoint``, ``meter``, ``validation``, ``embedding_health`` and ``tracking`` (a
-training run); ``spacing``, ``sampling``, ``generation``, ``sample``, ``display`` and ``quick`` (sampling); ``control`` (steering it); ``grammar`` (a language
-known exactly), ``ngrams``, ``embedding``, ``metrics``, ``figures`` and ``evaluate`` (how good samples are); ``bound``, ``flow`` and
+``timesteps``, ``loss_by_timestep``, ``muon``, ``ema``; ``run``, ``resuming``, ``state``, ``checkpoint``, ``meter``,
+``validation``, ``embedding_health`` and ``tracking`` (a training run); ``spacing``, ``sampling``, ``generation``,
+``sample``, ``display`` and ``quick`` (sampling); ``control`` (steering it); ``grammar`` (a language known exactly),
+``ngrams``, ``embedding``, ``metrics``, ``figures`` and ``evaluate`` (how good samples are); ``bound``, ``flow`` and
 ``likelihood`` (how probable a sentence is); ``objectives``, ``masked`` and ``autoregressive`` (what else may be
 learned), ``teacher`` (who judges) and ``calibration`` (sure and right?); ``report`` and ``visual`` (pages about runs);
 ``launcher``, ``distributed``, ``parallel`` and ``route`` (many ranks, one run); ``snapshot``, ``saver``, ``lock``,

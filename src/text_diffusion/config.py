@@ -189,14 +189,14 @@ class SampleConfig(Options):
     steps: int = option(50, "network calls, 1..T (default at most T)")
     sampler: str = option(
         "auto",
-        "how to walk back from noise; auto: dpm-solver++ up to 20 STEPS, then ancestral (cross_entropy: dpm-solver++ with "
-        "all the --churn it takes, unless it is a student)",
+        "how to walk back from noise; auto: dpm-solver++ up to 20 STEPS, then ancestral (cross_entropy: dpm-solver++ "
+        "with all the --churn it takes, unless it is a student)",
         choices=SAMPLERS,
     )
     spacing: str = option(
         "auto",
-        "timesteps kept: evenly in measured loss (auto, if known; cross_entropy: closer together at little noise), t or "
-        "log-SNR",
+        "timesteps kept: evenly in measured loss (auto, if known; cross_entropy: closer together at little noise), t "
+        "or log-SNR",
         choices=SPACINGS,
     )
     eta: float = option(0.0, "with --sampler ddim: share of the noise that each step draws anew", low=0.0, high=1.0)
