@@ -14,7 +14,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,18 @@ WRITERS = ("teacher", "student", *OTHERS)
 KEY = ("dataset", "writer", "seed")
 
 
-def trained(folder: Path, text: Path, steps: int, flags: Sequence[str]) -> dict[str, Any]:
-    """Weights, steps and time of a run in a folder, which is trained unless it is there."""
-    about, how = folder / "trained.json", {"steps": steps, "flags": list(flags)}
+def trained(folder: Path, text: Path, flags: Sequence[str], steps: int | Callable[[], int]) -> dict[str, Any]:
+    """Weights, steps and time of a run in a folder, which is trained unless it is there.
+
+    Steps that have to be measured are not measured again: they would be others each time.
+    """
+    about = folder / "trained.json"
+    how: dict[str, Any] = {"flags": list(flags)} | ({} if callable(steps) else {"steps": steps})
     if not about.is_file():
-        run = train(folder, str(text), steps, flags)
-        about.write_text(json.dumps(how | {"weights": run.weights.name, "cpu_seconds": run.cpu_seconds}))
+        number = steps() if callable(steps) else steps
+        run = train(folder, str(text), number, flags)
+        kept = {"steps": number, "weights": run.weights.name, "cpu_seconds": run.cpu_seconds}
+        about.write_text(json.dumps(how | kept))
     found: dict[str, Any] = json.loads(about.read_text())
     if {name: found.get(name) for name in how} != how:
         raise SystemExit(f"{folder}: expected a run of {how}, found another; give --runs another folder")
@@ -53,8 +60,13 @@ def measure(task: Task, seed: int, args: argparse.Namespace, runs: Path) -> None
     text, held_out = (runs / f"{task.name}-{part}.txt" for part in ("train", "test"))
     common = ["--val_txt_path", str(held_out), "--seed", str(seed), "--eval_interval", "0"]
 
-    def run_of(writer: str, steps: int, flags: Sequence[str]) -> dict[str, Any]:
-        return trained(runs / f"{task.name}-{writer}-{seed}", text, steps, [*common, *flags])
+    def run_of(writer: str, steps: int | Callable[[], int], flags: Sequence[str]) -> dict[str, Any]:
+        return trained(runs / f"{task.name}-{writer}-{seed}", text, [*common, *flags], steps)
+
+    def as_long(other: str) -> int:
+        with tempfile.TemporaryDirectory() as scratch:
+            both: float = (teacher["cpu_seconds"] + student["cpu_seconds"]) / teacher["cpu_seconds"]
+            return round(args.steps * both / pace(text, other, Path(scratch)))
 
     def add(writer: str, run: dict[str, Any]) -> None:
         if writer not in args.writers.split(","):
@@ -66,13 +78,11 @@ def measure(task: Task, seed: int, args: argparse.Namespace, runs: Path) -> None
 
     teacher = run_of("teacher", args.steps, OURS.split())
     add("teacher", teacher)
-    student = run_of("student", args.student_steps, ["--teacher", str(teacher["weights"])])
+    taught = ["--teacher", str(teacher["weights"]), *(["--pairs", str(args.pairs)] if args.pairs else [])]
+    student = run_of("student", args.student_steps, taught)
     add("student", student)
-    as_long = (teacher["cpu_seconds"] + student["cpu_seconds"]) / teacher["cpu_seconds"]
     for other in [name for name in args.writers.split(",") if name in OTHERS]:
-        with tempfile.TemporaryDirectory() as scratch:
-            steps = round(args.steps * as_long / pace(text, other, Path(scratch)))
-        add(other, run_of(other, steps, WAYS[other].split()))
+        add(other, run_of(other, partial(as_long, other), WAYS[other].split()))
 
 
 def keep(row: dict[str, Any], best: dict[str, float]) -> None:
@@ -90,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--corpora", default="simple,animals", help="names or paths, separated by commas")
     parser.add_argument("--steps", type=int, default=4000, help="of the teacher")
     parser.add_argument("--student_steps", type=int, default=2000)
+    parser.add_argument("--pairs", type=int, default=0, help="that it learns from; 0: as many as by default")
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--seeds", default="102,103,104")
     parser.add_argument(
