@@ -66,7 +66,8 @@ def measure(task: Task, seed: int, args: argparse.Namespace, runs: Path) -> None
     def as_long(other: str) -> int:
         with tempfile.TemporaryDirectory() as scratch:
             both: float = (teacher["cpu_seconds"] + student["cpu_seconds"]) / teacher["cpu_seconds"]
-            return round(args.steps * both / pace(text, other, Path(scratch)))
+            steps: int = args.steps
+            return round(steps * both / pace(text, other, Path(scratch)))
 
     def add(writer: str, run: dict[str, Any]) -> None:
         if writer not in args.writers.split(","):
