@@ -117,6 +117,15 @@ def test_churn_raises_the_noise_by_its_factor(churn: float, factor: float) -> No
     assert raised == pytest.approx([factor] * 8, rel=0.05)
 
 
+def test_no_churn_before_the_last_prediction() -> None:
+    """Wherever that is made."""
+    for lowest in (0, 5):
+        together, stops = churned(abar(50), [lowest, 20, 40, 49], 100.0)
+        assert stops[:2] == [0, 1]
+        assert together[:2] == [lowest, 20]
+        assert len(together) > 4
+
+
 def test_no_churn_and_no_room_for_it() -> None:
     """Without churn, or where all timesteps are kept, nothing is added; much raises it as far as the next stop lets."""
     for timesteps, churn in (([0, 10, 40, 49], 0.0), (list(range(50)), 100.0)):

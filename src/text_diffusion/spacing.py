@@ -85,7 +85,7 @@ def churned(alphas_cumprod: Array, timesteps: Sequence[int], churn: float) -> tu
     """Timesteps for a sampler that raises the noise again before each step (arXiv 2206.00364, algorithm 2).
 
     sigma / alpha rises by the factor 1 + min(churn / S, sqrt(2) - 1), S the number of steps, to the nearest timestep of
-    training, or to the last one below the next one kept.
+    training, or to the last one below the next one kept. Not before the last prediction: nothing comes after it.
 
     Returns:
         all timesteps, ascending; and the positions among them of those that were given, the stops.
@@ -93,9 +93,8 @@ def churned(alphas_cumprod: Array, timesteps: Sequence[int], churn: float) -> tu
     noise = np.sqrt(1 / alphas_cumprod - 1)
     factor = 1 + min(churn / len(timesteps), np.sqrt(2) - 1)
     both = set(timesteps)
-    for t, following in pairwise(timesteps):
+    for t, following in pairwise(timesteps[1:]):
         raised = int(np.abs(np.log(noise / (noise[t] * factor))).argmin())
-        if t > 0:  # at t = 0 nothing follows but the last prediction
-            both.add(min(raised, following - 1))
+        both.add(min(raised, following - 1))
     together = sorted(both)
     return together, [together.index(t) for t in timesteps]
