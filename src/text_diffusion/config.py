@@ -135,7 +135,7 @@ class TrainConfig(Options):
     steps: int = option(2000, "where the run ends", low=1)
     batch_size: int = option(128, "sentences a step, over all micro-batches", low=1)
     microbatch: int = option(0, "sentences in memory at once; 0: the whole batch", low=0)
-    lr: float = option(4e-3, "peak learning rate", low=0.0)
+    lr: float = option(4e-3, "peak learning rate (2e-3 with --teacher, 1e-4 with --init_pretrained)", low=0.0)
     warmup_steps: int = option(100, "steps of linear warm-up, before the linear anneal to 0", low=0)
     optimizer: str = option(
         "muon",
@@ -159,7 +159,9 @@ class TrainConfig(Options):
     save_interval: int = option(1000, "steps between checkpoints", low=1)
     keep_last: int = option(0, "checkpoints to keep, the newest ones; 0: all", low=0)
     save_async: bool = option(True, "go on training while a checkpoint is written")
-    checkpoint_path: str = option("", "folder of the run; ckpts/DATASET if not given")
+    checkpoint_path: str = option(
+        "", "folder of the run; if not given ckpts/DATASET, of a student ckpts/DATASET-student"
+    )
     track: str = option("none", "also log to this service", choices=("none", "tensorboard", "wandb"))
     device: str = option("auto", "auto, cpu, cuda or mps", choices=("auto", "cpu", "cuda", "mps"))
     gpu: str = option("all", "GPUs to use, separated by commas, or all")
@@ -189,8 +191,9 @@ class SampleConfig(Options):
     steps: int = option(50, "network calls, 1..T (default at most T)")
     sampler: str = option(
         "auto",
-        "how to walk back from noise; auto: dpm-solver++ up to 20 STEPS, then ancestral (cross_entropy: dpm-solver++ "
-        "with all the --churn it takes, unless it is a student)",
+        "how to walk back from noise; auto: dpm-solver++ up to 20 STEPS and for students; with more ancestral, or for "
+        "cross_entropy dpm-solver++ with all the --churn it takes; ancestral, too, with TOP_P, and to fill a template in "
+        "20 STEPS or more",
         choices=SAMPLERS,
     )
     spacing: str = option(

@@ -69,7 +69,7 @@ def add_options(parser: argparse.ArgumentParser, *groups: type[Options]) -> None
                 choices=f.metadata["choices"] or None,
                 nargs="?" if types[f.name] is bool else None,
                 const=True if types[f.name] is bool else None,
-                metavar=None if f.metadata["choices"] else types[f.name].__name__.upper(),
+                metavar=None if f.metadata["choices"] else _METAVARS.get(types[f.name]),
                 help=(f.metadata["help"] + default).replace("%", "%%"),
             )
 
@@ -96,6 +96,7 @@ def _floats(text: str) -> tuple[float, ...]:
 
 
 _CONVERTERS: dict[Any, Any] = {int: int, float: float, str: str, bool: _boolean, tuple[float, ...]: _floats}
+_METAVARS = {int: "INT", float: "FLOAT", str: "STR", bool: "BOOL", tuple[float, ...]: "FLOAT,..."}
 
 
 def shown(value: Any) -> str:
