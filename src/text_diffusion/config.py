@@ -192,8 +192,8 @@ class SampleConfig(Options):
     sampler: str = option(
         "auto",
         "how to walk back from noise; auto: dpm-solver++ up to 20 STEPS and for students; with more ancestral, or for "
-        "cross_entropy dpm-solver++ with all the --churn it takes; ancestral, too, with TOP_P, and to fill a template in "
-        "20 STEPS or more",
+        "cross_entropy dpm-solver++ with all the --churn it takes; ancestral, too, with TOP_P, and to fill a template "
+        "in 20 STEPS or more",
         choices=SAMPLERS,
     )
     spacing: str = option(
