@@ -12,18 +12,16 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from common import record, train
+from common import record, sample, train
 from quality import simple_figures, simple_language
 
 from text_diffusion.cross_entropy import WordDenoiser
 from text_diffusion.generation import load_diffusion
-from text_diffusion.memory import keep_freed_memory
 
 CALLS = (2, 4, 8, 20)
 SPACINGS = ("uniform", "log-snr", "loss")
@@ -48,36 +46,29 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.weights or args.train):
         parser.error("expected WEIGHTS or --train SEEDS, found neither")
-    keep_freed_memory()
     grammar, lines = simple_language()
 
     def measure(way: dict[str, Any], calls: int) -> dict[str, Any]:
-        seconds, found = 0.0, []
-        for model in models:
-            started = time.perf_counter()
-            sentences = model.sample(args.samples, steps=calls, **way)
-            seconds += time.perf_counter() - started
-            found.append(simple_figures(sentences, grammar, lines))
+        samples = [sample(path, args.samples, steps=calls, **way) for path in paths]
+        found = [simple_figures(sentences, grammar, lines) for sentences in samples]
         mean = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
-        speed = args.samples * len(models) / seconds
         row = {**way, "calls": calls, **mean, "valid_least": min(one["valid"] for one in found)}
         print(json.dumps(row), flush=True)
-        return row | {"sentences_per_s": speed}
+        return row
 
     with tempfile.TemporaryDirectory() as scratch:
         paths = [Path(path) for path in args.weights]
         for seed in filter(None, args.train.split(",")):
             paths.append(train(Path(scratch, seed), "simple", flags=["--seed", seed, "--eval_interval", "0"]).weights)
-        models = [load_diffusion(str(path)) for path in paths]
         cases = [(way, calls) for calls in map(int, args.calls.split(",")) for way in WAYS]
         cases = [({}, calls) for calls in FAR] if args.far else cases
-        words = all(isinstance(model.model, WordDenoiser) for model in models)
+        words = all(isinstance(load_diffusion(str(path)).model, WordDenoiser) for path in paths)
         table = "frontier" if words else "frontier_diffusion_lm"
         rows: list[dict[str, Any]] = []
         for way, calls in cases:
             if not (way.get("sampler") == "heun" and calls < 3):
                 rows.append(measure(way, calls))
-                part = {"samples": args.samples, "weights": len(models), "rows": rows}
+                part = {"samples": args.samples, "weights": len(paths), "rows": rows}
                 record("far" if args.far else table, part)
 
 
