@@ -295,7 +295,7 @@ def test_command_refuses(writer: Path, trained: Path, tmp_path: Path, capsys: py
         assert message in one_sentence(capsys.readouterr().err)
         assert not (tmp_path / "out.pt").exists()
     assert train_classifier.main([str(writer), "--labeled", str(labeled), "--out", str(tmp_path)]) == 1
-    assert "--out must name a file, found the folder" in one_sentence(capsys.readouterr().err)
+    assert "expected a file to write to, found a folder" in one_sentence(capsys.readouterr().err)
 
 
 def test_foreign_classifiers(

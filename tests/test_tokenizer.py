@@ -354,7 +354,7 @@ def test_folder_in_place_of_a_text(tmp_path: Path, capsys: pytest.CaptureFixture
         (["train-word-level"], "FILE"),
         (["train-sentencepiece", "FILE"], "train-sentencepiece"),
         ([], "train-word-level|train-byte-level"),
-        (["train-word-level", "FILE", "--out", "FILE/v.json"], "cannot be written"),
+        (["train-word-level", "FILE", "--out", "FILE/v.json"], "expected a folder to write to, found a file"),
     ],
 )
 def test_unfit_arguments(
