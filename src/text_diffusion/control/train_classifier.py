@@ -146,8 +146,9 @@ def command(argv: Sequence[str] | None) -> None:
         raise UserError(f"--hidden_size must be a multiple of 4, the heads that share it, found {config.hidden_size}")
     keep_freed_memory()
     writer = load_diffusion(weights, device=config.device, gpu=config.gpu, tokenizer=config.tokenizer)
-    rows = labeled.read(labeled_path(config, writer, weights))
-    out = output(config.out or str(classifiers.beside(Path(weights))), weights, config.labeled or weights)
+    source = labeled_path(config, writer, weights)
+    rows = labeled.read(source)
+    out = output(config.out or str(classifiers.beside(Path(weights))), weights, str(source))
     ids, labels = encode(rows.train, rows.labels, writer)
     unknown = writer.tokenizer.unknown_share(writer.tokenizer.encode([sentence for sentence, _ in rows.train]))
     print(
