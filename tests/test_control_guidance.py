@@ -296,8 +296,8 @@ def test_command_refuses(writer: Path, trained: Path, tmp_path: Path, capsys: py
         assert not (tmp_path / "out.pt").exists()
     assert train_classifier.main([str(writer), "--labeled", str(labeled), "--out", str(tmp_path)]) == 1
     assert "expected a file to write to, found a folder" in one_sentence(capsys.readouterr().err)
-    for read in (writer, labeled):
-        assert train_classifier.main([str(writer), "--labeled", str(labeled), "--out", str(read)]) == 1
+    for path in (writer, labeled):
+        assert train_classifier.main([str(writer), "--labeled", str(labeled), "--out", str(path)]) == 1
         assert "expected a file of its own to write to" in one_sentence(capsys.readouterr().err)
 
 
